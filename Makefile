@@ -1,0 +1,88 @@
+# `make book` and `make test` are the two commands that matter; each prepares .venv by itself.
+# Another interpreter: make env PYTHON=python3.12
+
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+NOTEBOOKS := notebooks/*.ipynb notebooks/training/*.ipynb
+ARGS ?=
+UPGRADE ?=
+
+# Like pip, uv then trusts the certificates that the machine trusts.
+export UV_SYSTEM_CERTS ?= 1
+
+step = @printf '\n== %s\n' '$(1)'
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help env book html refresh serve test lint types environment unit notebooks strict lock clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+env: $(INSTALLED) ## create .venv and install the locked packages (done by the others when needed)
+
+# uv comes from the lock too, hashed like everything else. The stamp is written last, so that an
+# interrupted installation is taken up again.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'Python 3.11 or newer is needed, and $(PYTHON) is not: name one, as in PYTHON=python3.12' >&2; \
+		exit 1; }
+	@echo 'Installing the packages of requirements.lock into .venv (about 6 GB on Linux)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@sed -n '/^uv==/,/# via/p' requirements.lock | \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: $(INSTALLED) ## execute every chapter (cached), build the site, print its path and the claims
+	@$(BIN)/ncsn book build
+
+html: $(INSTALLED) ## build the site from the stored outputs, executing nothing
+	@$(BIN)/ncsn book html
+
+refresh: $(INSTALLED) ## execute every chapter and store the outputs in notebooks/
+	@$(BIN)/ncsn book refresh
+
+serve: $(INSTALLED) ## show the built site in a browser
+	@$(BIN)/ncsn book serve
+
+test: lint types environment unit notebooks strict ## run every check below, one after the other
+	$(call step,test: all checks passed)
+
+lint: $(INSTALLED) ## - ruff: lint and format, notebooks included
+	$(call step,lint: ruff)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## - mypy over the package
+	$(call step,types: mypy)
+	@$(BIN)/mypy ncsn_core
+
+environment: $(INSTALLED) ## - environment.yml agrees with pyproject.toml
+	$(call step,environment: environment.yml against pyproject.toml)
+	@$(BIN)/python tools/environment.py --check
+
+unit: $(INSTALLED) ## - unit tests, shapes checked at run time (options in ARGS)
+	$(call step,unit: pytest with jaxtyping and beartype)
+	@$(BIN)/python -m pytest --jaxtyping-packages=ncsn_core,beartype.beartype --timeout=300 $(ARGS)
+
+notebooks: $(INSTALLED) ## - nbval: execute the notebooks, compare with the stored outputs
+	$(call step,notebooks: nbval over the chapters and the training notebooks)
+	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+
+strict: $(INSTALLED) ## - build the site from the stored outputs, warnings being errors
+	$(call step,strict: the site from the stored outputs)
+	@$(BIN)/ncsn book html --strict
+
+lock: $(INSTALLED) ## renew requirements.lock and environment.yml (UPGRADE=--upgrade for new versions)
+	@$(BIN)/uv pip compile pyproject.toml --quiet $(UPGRADE) --all-extras --universal \
+		--python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' --output-file requirements.lock
+	@$(BIN)/python tools/environment.py
+
+clean: ## remove what the builds and checks made, keeping .venv
+	@rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find ncsn_core tests tools notebooks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,262 @@
+"""Folders of tensors that can be trusted: safetensors, a JSON manifest with their SHA-256, no pickle.
+
+A *record* is a folder with `manifest.json` and the safetensors files that it names.  Checkpoints and
+results bundles are records.  Files are written under new names first and the manifest is replaced
+last, in one step, so that a reader finds the old record or the new one and never half of each.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as dump_safetensors
+from torch import Tensor, nn
+
+from ncsn_core.errors import CorruptFileError, UnknownNameError
+from ncsn_core.networks import DigitClassifier, NoiseConditionalScore, RefineNet
+from ncsn_core.schedules import geometric_ladder
+
+MODELS = Path(__file__).parent / "models"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A folder of tensors with what is known about them.
+
+    Attributes:
+        folder: where it lies.
+        manifest: the whole of `manifest.json`.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def kind(self) -> str:
+        """What the tensors are: "ncsn", "classifier" or "bundle"."""
+        return self.manifest["kind"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings it came from."""
+        return self.manifest.get("config", {})
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured, each number with its sample count."""
+        return self.manifest.get("metrics", {})
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """The loss over the steps."""
+        return self.manifest.get("history", {})
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Commit, seed, device, versions, seconds and the hash of the data."""
+        return self.manifest.get("provenance", {})
+
+    def tensors(self, part: str = "weights") -> dict[str, Tensor]:
+        """Read one file of tensors, after checking its SHA-256.
+
+        Raises:
+            UnknownNameError: when there is no such part.
+            CorruptFileError: when the file is missing, truncated or altered.
+        """
+        files = self.manifest["files"]
+        if part not in files:
+            raise UnknownNameError("part of this record", part, files)
+        path = self.folder / files[part]["name"]
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise CorruptFileError(
+                f"{path.name} of record {self.name!r} cannot be read: {error}"
+            ) from error
+        if hashlib.sha256(raw).hexdigest() != files[part]["sha256"]:
+            raise CorruptFileError(
+                f"{path.name} of record {self.name!r} is truncated or altered: {len(raw)} bytes "
+                f"whose SHA-256 is not the recorded one. Restore the file or train again"
+            )
+        try:
+            return parse_safetensors(raw)
+        except SafetensorError as error:
+            raise CorruptFileError(f"{path.name} is not a safetensors file: {error}") from error
+
+    def sigmas(self) -> Float[Tensor, " levels"]:
+        """The noise ladder of an NCSN."""
+        c = self.config
+        return geometric_ladder(c["sigma_first"], c["sigma_last"], c["levels"])
+
+    def score(self, device: torch.device | str = "cpu") -> NoiseConditionalScore:
+        """The trained score s_θ(x, σ) of an NCSN, in evaluation mode, with its averaged weights.
+
+        Raises:
+            UnknownNameError: when this record is no NCSN.
+            CorruptFileError: when the weights do not fit the configuration.
+        """
+        self._expect("ncsn")
+        network = build_network(self.config)
+        self._fill(network)
+        score = NoiseConditionalScore(network, self.sigmas()).to(device).eval()
+        return score.requires_grad_(False)
+
+    def classifier(self, device: torch.device | str = "cpu") -> DigitClassifier:
+        """The trained digit classifier, in evaluation mode.
+
+        Raises:
+            UnknownNameError: when this record is no classifier.
+            CorruptFileError: when the weights do not fit.
+        """
+        self._expect("classifier")
+        network = DigitClassifier()
+        self._fill(network)
+        return network.to(device).eval().requires_grad_(False)
+
+    def bundle(self, name: str) -> "Record":
+        """Results that were measured with this checkpoint.
+
+        Raises:
+            UnknownNameError: when there are none of that name.
+            CorruptFileError: when they were measured with other weights.
+        """
+        known = sorted(p.parent.name for p in self.folder.glob(f"bundles/*/{MANIFEST}"))
+        if name not in known:
+            raise UnknownNameError(f"results bundle of {self.name!r}", name, known)
+        found = _read(self.folder / "bundles" / name)
+        if found.provenance.get("weights_sha256") != self.weights_sha256:
+            raise CorruptFileError(
+                f"bundle {name!r} was measured with other weights than those of {self.name!r}; "
+                f"run notebooks/training/evaluate_ncsn.ipynb again"
+            )
+        return found
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the file with the weights."""
+        return self.manifest["files"]["weights"]["sha256"]
+
+    def _expect(self, kind: str) -> None:
+        if self.kind != kind:
+            raise UnknownNameError(f"checkpoint of kind {kind!r}", self.name, available(kind))
+
+    def _fill(self, network: nn.Module) -> None:
+        weights = {name: tensor.float() for name, tensor in self.tensors().items()}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CorruptFileError(
+                f"the weights of {self.name!r} do not fit its configuration: {error}"
+            ) from error
+
+
+def build_network(config: Mapping[str, Any]) -> RefineNet:
+    """The RefineNet that a configuration describes, freshly initialized."""
+    return RefineNet(
+        config["channels"],
+        config["image_channels"],
+        config["image_size"],
+        config["levels"],
+        keep_means=config["keep_means"],
+    )
+
+
+def available(kind: str | None = None) -> tuple[str, ...]:
+    """Names of the records that ship with the package."""
+    names = sorted(p.parent.name for p in MODELS.glob(f"*/{MANIFEST}"))
+    return tuple(n for n in names if kind is None or _read(MODELS / n).kind == kind)
+
+
+def load(name_or_path: str | Path) -> Record:
+    """Open a shipped record by name, or any record by its folder.
+
+    Its tensors are verified when they are read.
+
+    Raises:
+        UnknownNameError: when there is no such record; the message lists the shipped ones.
+        CorruptFileError: when the manifest cannot be read.
+    """
+    for folder in (MODELS / name_or_path, Path(name_or_path)):
+        if (folder / MANIFEST).is_file():
+            return _read(folder)
+    raise UnknownNameError(
+        "checkpoint", name_or_path, available(), "A folder that holds a manifest.json works too"
+    )
+
+
+def _read(folder: Path) -> Record:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        complete = isinstance(manifest["kind"], str) and isinstance(manifest["files"], dict)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(
+            f"the {MANIFEST} of record {folder.name!r} cannot be read: {error!r}"
+        ) from error
+    if not complete:
+        raise CorruptFileError(f"the {MANIFEST} of record {folder.name!r} is incomplete")
+    return Record(folder, manifest)
+
+
+def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manifest: Any) -> Record:
+    """Write a record, replacing what was in `folder` in one step.
+
+    Args:
+        folder: created when missing.
+        parts: tensors by part and name; an NCSN has "weights", and "state" while it trains.
+        manifest: `kind` and whatever else should be kept, as JSON values.
+
+    Returns:
+        The record as written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for part, tensors in parts.items():
+        raw = dump_safetensors({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+        digest = hashlib.sha256(raw).hexdigest()
+        name = f"{part}-{digest[:12]}.safetensors"
+        write_atomically(folder / name, raw)
+        files[part] = {"name": name, "sha256": digest, "bytes": len(raw)}
+    content = {"format": 1, **manifest, "files": files}
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(folder / MANIFEST, text.encode())
+    current = {entry["name"] for entry in files.values()}
+    for stale in folder.glob("*.safetensors"):
+        if stale.name not in current:
+            stale.unlink()
+    return Record(folder, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that `path` holds either what it held or all of `content`."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def export(record: Record, folder: Path | str, **changes: Any) -> Record:
+    """Copy a record without its training state, as it is shipped; `changes` update the manifest."""
+    manifest = {k: v for k, v in record.manifest.items() if k not in ("format", "files")}
+    parts = {part: record.tensors(part) for part in record.manifest["files"] if part != "state"}
+    return save(folder, parts, **{**manifest, **changes})

@@ -1,0 +1,154 @@
+"""Configurations: a preset names the data set and network, a profile the budget."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jaxtyping import Float
+from torch import Tensor
+
+from ncsn_core.errors import UnknownNameError
+from ncsn_core.schedules import geometric_ladder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides what an NCSN training run computes.
+
+    Attributes:
+        preset, profile: where the values came from.
+        dataset: name for `ncsn_core.data.load_images`.
+        image_channels, image_size, channels, levels: see `ncsn_core.networks.RefineNet`.
+        sigma_first, sigma_last: ends of the geometric ladder.
+        keep_means: the "++" of the normalization.
+        flip: random left-right flips.
+        train_images: use this many images, the first ones; all when None.
+        steps, batch_size: length of the run; images a step, over all devices together.
+        learning_rate: Adam's, at the start.
+        rate_schedule: "constant", or "cosine" down to zero at the last step.
+        ema_decay: decay per step of the weights' exponential moving average; 0 for none.
+        gradient_clip: largest gradient norm; None for no clipping, as in the paper.
+        weight_power: λ(σ) = σ^power.
+        log_every, checkpoint_every: in steps; the second is a multiple of the first.
+        seed: of the initial weights and of everything drawn in training.
+    """
+
+    preset: str = "custom"
+    profile: str = "custom"
+    dataset: str
+    image_channels: int
+    image_size: int
+    channels: int
+    levels: int
+    sigma_first: float
+    sigma_last: float
+    keep_means: bool = True
+    flip: bool
+    train_images: int | None = None
+    steps: int
+    batch_size: int
+    learning_rate: float = 1e-3
+    rate_schedule: str
+    ema_decay: float
+    gradient_clip: float | None = None
+    weight_power: float = 2.0
+    log_every: int
+    checkpoint_every: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            ValueError: naming the field, what it was and what it may be.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _fits(value, field.type):
+                raise ValueError(f"{field.name} must be {_describe(field.type)}; got {value!r}")
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every must be a multiple of log_every; "
+                f"got {self.checkpoint_every} and {self.log_every}"
+            )
+        if self.rate_schedule not in ("constant", "cosine"):
+            raise UnknownNameError("rate_schedule", self.rate_schedule, ("constant", "cosine"))
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0; got {self.seed}")
+        for name in ("learning_rate", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {value}")
+        self.sigmas()
+
+    def sigmas(self) -> Float[Tensor, " levels"]:
+        """The noise levels."""
+        return geometric_ladder(self.sigma_first, self.sigma_last, self.levels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if value is None:
+        return kind in (int | None, float | None)
+    plain = {int | None: int, float | None: float}.get(kind, kind)
+    if plain is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
+
+
+def _describe(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+    if kind in words:
+        return words[kind]
+    return f"{words[int if kind == int | None else float]} or null"
+
+
+@cache
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the presets."""
+    return tuple(_read("presets.yaml"))
+
+
+def profiles() -> tuple[str, ...]:
+    """Names of the profiles."""
+    return tuple(_read("profiles.yaml"))
+
+
+def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any) -> TrainingConfig:
+    """The configuration of a preset under a profile; `overrides` replace single values.
+
+    Raises:
+        UnknownNameError: for an unknown preset, profile or override; the message lists the known.
+        ValueError: for a value that does not fit.
+    """
+    if preset not in presets():
+        raise UnknownNameError("preset", preset, presets())
+    if profile not in profiles():
+        raise UnknownNameError("profile", profile, profiles())
+    known = [field.name for field in fields(TrainingConfig)]
+    for name in overrides:
+        if name not in known:
+            raise UnknownNameError("setting", name, known)
+    values = {
+        "preset": preset,
+        "profile": profile,
+        **_read("presets.yaml")[preset],
+        **_read("profiles.yaml")[profile],
+        **overrides,
+    }
+    return TrainingConfig(**values)

@@ -1,0 +1,48 @@
+"""From a network that knows level indices to a score that takes σ."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ncsn_core.schedules import validate_ladder
+
+
+class NoiseConditionalScore(nn.Module):
+    """score(x, σ) from network(x, level): the NCSN s_θ(x, σ) of §4.
+
+    The network holds one embedding for each level of its ladder and knows nothing in between, so σ
+    must be one of the ladder's values exactly.
+
+    Args:
+        network: maps (x [batch, *shape], level index [batch]) to a tensor like x.
+        sigmas: the ladder that the indices stand for, [levels].
+
+    Raises:
+        ValueError: if `sigmas` is not a ladder.
+    """
+
+    sigmas: Tensor
+
+    def __init__(self, network: nn.Module, sigmas: Float[Tensor, " levels"]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("sigmas", validate_ladder(sigmas).clone(), persistent=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *shape"]:
+        """Scores of `x`, each at its own σ.
+
+        Raises:
+            ValueError: when a σ is not on the ladder.
+        """
+        matches = sigma[:, None] == self.sigmas
+        known = matches.any(dim=1)
+        if not known.all():
+            stranger = sigma[~known][0].item()
+            ladder = ", ".join(f"{s:.4g}" for s in self.sigmas.tolist())
+            raise ValueError(
+                f"sigma = {stranger:.6g} is not a noise level of this network. It was trained at "
+                f"{ladder} and does not interpolate; pass values of `score.sigmas`"
+            )
+        return self.network(x, matches.to(torch.uint8).argmax(dim=1))

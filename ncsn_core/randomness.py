@@ -1,0 +1,20 @@
+"""Random number generators that are a function of named integers, so that runs can be resumed."""
+
+import numpy as np
+import torch
+
+
+def generator_for(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose state depends on `seed` and the integers of `stream` alone.
+
+    Training draws the randomness of step k from `generator_for(seed, k)`, which makes a resumed run
+    see the very numbers of an uninterrupted one; nothing but k has to be stored.  NumPy's
+    `SeedSequence` mixes the integers, so that neighbors are independent.
+
+    Args:
+        seed: the run's seed, at least 0.
+        stream: what the numbers are for, each at least 0.
+        device: where the generator lives.  Different kinds of device give different numbers.
+    """
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -1,0 +1,304 @@
+"""Training an NCSN: the loop, on Lightning Fabric, with exact resume.
+
+Step k of a run is a function of the configuration, k and the state after step k − 1 alone: its
+images, levels and noise come from generators seeded by (seed, k).  A run that was interrupted
+anywhere continues from its last checkpoint with the losses that it would have had.
+"""
+
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from ncsn_core import checkpoints, provenance
+from ncsn_core.checkpoints import Record, build_network
+from ncsn_core.config import TrainingConfig
+from ncsn_core.data import batches, load_images
+from ncsn_core.errors import NCSNError, NonFiniteLossError
+from ncsn_core.networks import NoiseConditionalScore, RefineNet
+from ncsn_core.objectives import multilevel_denoising_score_matching
+
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device to use: "auto" is the first GPU where there is one, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """Fabric's name of the precision; "auto" picks what the hardware is fast in.
+
+    bfloat16 where the processor has it, float16 with loss scaling on older GPUs (a Colab T4),
+    float32 elsewhere.  Weights and optimizer stay in float32 in each case.
+    """
+    if precision not in PRECISIONS:
+        raise NCSNError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        capable = torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16-mixed" if capable else "16-mixed"
+    if device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` has what it needs: Triton on a GPU, a C++ compiler on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 0)
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    return device.type == "cpu" and sys.platform != "win32" and compiler is not None
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Adam's rate at a step: constant, or half a cosine from its start down to zero."""
+    if config.rate_schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def train(
+    config: TrainingConfig,
+    folder: Path | str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool | None = None,
+    data_root: Path | str | None = None,
+    download: bool = False,
+    minutes: float | None = None,
+    progress: bool = True,
+) -> Record:
+    """Train an NCSN (Song & Ermon 2019, §4.2), or go on where an earlier call stopped.
+
+    Args:
+        config: what to compute.
+        folder: the run's folder.  Checkpoints replace each other in it; an unfinished run found
+            there is continued, a finished one returned.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        precision: one of `PRECISIONS`.
+        compile: fuse the normalizations with `torch.compile`; None means where that is possible.
+        data_root, download: see `ncsn_core.data.load_images`.
+        minutes: stop after the first checkpoint beyond this many minutes, to be continued.
+        progress: show a bar with the loss and the speed.
+
+    Returns:
+        The checkpoint: weights (the moving average where there is one), the state to go on from,
+        the configuration, the loss history and its provenance.
+
+    Raises:
+        NCSNError: when `folder` holds a run with another configuration, or the data is missing.
+        NonFiniteLossError: at the first infinite or NaN loss; the last checkpoint is kept.
+        KeyboardInterrupt: after saving the last completed step.
+    """
+    folder = Path(folder)
+    target = pick_device(device)
+    previous = _previous_run(config, folder)
+    if previous is not None and previous.manifest["step"] >= config.steps:
+        return previous
+
+    fabric = Fabric(
+        accelerator=target.type,
+        devices=[target.index or 0] if target.type == "cuda" else 1,
+        precision=pick_precision(precision, target),  # type: ignore[arg-type]
+    )
+    images = load_images(config.dataset, device=target, root=data_root, download=download)
+    images = images[: config.train_images]
+    expected = (config.image_channels, config.image_size, config.image_size)
+    if images.shape[1:] != expected:
+        raise NCSNError(
+            f"{config.dataset} has images of shape {tuple(images.shape[1:])}; "
+            f"the configuration says {expected}"
+        )
+    run = _Run(config, fabric, target, can_compile(target) if compile is None else compile)
+    run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
+    if previous is not None:
+        run.restore(previous)
+
+    stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
+    stop_at = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    bar = tqdm(
+        total=config.steps,
+        initial=run.step,
+        unit="step",
+        desc=f"{config.preset} ({config.profile})",
+        disable=not progress,
+    )
+    try:
+        with bar:
+            for step, x, generator in stream:
+                run.advance(step, x, generator)
+                bar.update()
+                if run.step % config.log_every == 0 or run.step == config.steps:
+                    loss, speed = run.log()
+                    bar.set_postfix_str(f"loss {loss:.2f}, {speed:.0f} images/s")
+                if run.step == config.steps:
+                    break
+                if run.step % config.checkpoint_every == 0:
+                    run.save(folder)
+                    if time.monotonic() > stop_at:
+                        return checkpoints.load(folder)
+    except KeyboardInterrupt:
+        run.save(folder)
+        raise
+    return run.save(folder)
+
+
+def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
+    if not (folder / checkpoints.MANIFEST).exists():
+        return None
+    previous = checkpoints.load(folder)
+    wanted = config.to_dict()
+    changed = [k for k, v in wanted.items() if previous.config.get(k) != v]
+    if changed:
+        raise NCSNError(
+            f"the folder {folder.name!r} holds a run with another configuration "
+            f"({', '.join(changed)} differ). Choose another folder, or delete that one"
+        )
+    return previous
+
+
+class _Run:
+    """The state of a run in memory: network, optimizer, moving average, step and losses."""
+
+    def __init__(
+        self, config: TrainingConfig, fabric: Fabric, device: torch.device, fuse: bool
+    ) -> None:
+        self.config, self.fabric = config, fabric
+        torch.manual_seed(config.seed)
+        network = build_network(config.to_dict())
+        network.fuse_normalizations(fuse)
+        network = network.to(device, memory_format=torch.channels_last)
+        self.network: RefineNet = network
+        optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
+        self.wrapped, self.optimizer = fabric.setup(network, optimizer)
+        self.average: nn.Module | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(
+                network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
+            )
+        self.score = NoiseConditionalScore(self.wrapped, config.sigmas().to(device))
+        self.step = 0
+        self.losses: list[Tensor] = []
+        self.history: dict[str, list[float]] = {"step": [], "loss": []}
+        self.seconds = 0.0
+        self.clock = time.monotonic()
+        self.origin: dict[str, Any] = provenance.describe(device) | {
+            "seed": config.seed,
+            "precision": str(fabric._precision.precision),
+            "fused": fuse,
+        }
+
+    def advance(self, step: int, x: Tensor, generator: torch.Generator) -> None:
+        """One optimizer step on the batch of step `step`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        loss = multilevel_denoising_score_matching(
+            self.score,
+            x,
+            self.score.sigmas,
+            weight_power=self.config.weight_power,
+            generator=generator,
+        ).mean()
+        self.fabric.backward(loss)
+        if self.config.gradient_clip is not None:
+            self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=self.config.gradient_clip
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if isinstance(self.average, AveragedModel):
+            self.average.update_parameters(self.network)
+        self.losses.append(loss.detach())
+        self.step = step + 1
+
+    def log(self) -> tuple[float, float]:
+        """Move the losses since the last log into the history; mean loss and images a second."""
+        losses = torch.stack(self.losses).float().cpu()
+        first = self.step - len(losses)
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            bad = first + int((~finite).nonzero()[0])
+            raise NonFiniteLossError(
+                f"the loss of step {bad + 1} is {losses[bad - first].item()}. The last checkpoint "
+                f"is kept. Try a smaller learning_rate, a gradient_clip, or precision 32-true"
+            )
+        now = time.monotonic()
+        elapsed, self.clock = now - self.clock, now
+        self.seconds += elapsed
+        self.losses = []
+        mean = float(losses.mean())
+        self.history["step"].append(self.step)
+        self.history["loss"].append(round(mean, 4))
+        return mean, len(losses) * self.config.batch_size / elapsed
+
+    def save(self, folder: Path) -> Record:
+        """Write a checkpoint."""
+        if self.losses:
+            self.log()
+        weights = _plain(self.network.state_dict())
+        state = {f"network.{k}": v for k, v in weights.items()}
+        names = [name for name, _ in self.network.named_parameters()]
+        for name, slots in self.optimizer.state_dict()["state"].items():
+            for slot, value in slots.items():
+                state[f"optimizer.{names[name]}.{slot}"] = value
+        if isinstance(self.average, AveragedModel):
+            weights = _plain(self.average.module.state_dict())
+            state |= {f"average.{k}": v for k, v in weights.items()}
+            state["averaged"] = self.average.n_averaged
+        record = checkpoints.save(
+            folder,
+            {"weights": weights, "state": state},
+            kind="ncsn",
+            config=self.config.to_dict(),
+            step=self.step,
+            metrics={},
+            history=self.history,
+            provenance=self.origin | {"seconds": round(self.seconds, 1)},
+        )
+        self.clock = time.monotonic()
+        return record
+
+    def restore(self, record: Record) -> None:
+        """Go back to what `save` wrote."""
+        state = record.tensors("state")
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        if isinstance(self.average, AveragedModel):
+            self.average.module.load_state_dict(part("average."))
+            self.average.n_averaged.copy_(state["averaged"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for i, (name, parameter) in enumerate(self.network.named_parameters()):
+            # Fused Adam walks parameter and moments in memory order: give them one layout.
+            slots[i] = {
+                slot: value if value.ndim == 0 else torch.empty_like(parameter.data).copy_(value)
+                for slot, value in part(f"optimizer.{name}.").items()
+            }
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
+        self.step = record.manifest["step"]
+        self.history = record.history
+        self.seconds = record.provenance["seconds"]
+        self.clock = time.monotonic()
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
