@@ -1,8 +1,8 @@
-"""Folders of tensors that can be trusted: safetensors, a JSON manifest with their SHA-256, no pickle.
+"""Folders of tensors that can be trusted: safetensors, a manifest with SHA-256 sums, no pickle.
 
-A *record* is a folder with `manifest.json` and the safetensors files that it names.  Checkpoints and
-results bundles are records.  Files are written under new names first and the manifest is replaced
-last, in one step, so that a reader finds the old record or the new one and never half of each.
+A *record* is a folder with `manifest.json` and the safetensors files that it names.  Checkpoints
+and results bundles are records.  Files are written under new names first and the manifest is
+replaced last, in one step: a reader finds the old record or the new one and never half of each.
 """
 
 import hashlib
@@ -103,8 +103,19 @@ class Record:
         c = self.config
         return geometric_ladder(c["sigma_first"], c["sigma_last"], c["levels"])
 
-    def score(self, device: torch.device | str = "cpu") -> NoiseConditionalScore:
+    def score(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        autocast: torch.dtype | None = None,
+        fuse: bool = False,
+    ) -> NoiseConditionalScore:
         """The trained score s_θ(x, σ) of an NCSN, in evaluation mode, with its averaged weights.
+
+        Args:
+            device: where it goes.
+            autocast: see `NoiseConditionalScore`.
+            fuse: compile the normalizations; repays itself over some hundred evaluations.
 
         Raises:
             UnknownNameError: when this record is no NCSN.
@@ -113,8 +124,10 @@ class Record:
         self._expect("ncsn")
         network = build_network(self.config)
         self._fill(network)
-        score = NoiseConditionalScore(network, self.sigmas()).to(device).eval()
-        return score.requires_grad_(False)
+        network.fuse_normalizations(fuse)
+        network = network.to(memory_format=torch.channels_last)
+        score = NoiseConditionalScore(network, self.sigmas(), autocast=autocast)
+        return score.to(device).eval().requires_grad_(False)
 
     def classifier(self, device: torch.device | str = "cpu") -> DigitClassifier:
         """The trained digit classifier, in evaluation mode.

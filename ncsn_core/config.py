@@ -148,7 +148,33 @@ def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any)
         "preset": preset,
         "profile": profile,
         **_read("presets.yaml")[preset],
-        **_read("profiles.yaml")[profile],
+        **_read("profiles.yaml")[profile]["training"],
         **overrides,
     }
     return TrainingConfig(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationBudget:
+    """How many samples an evaluation draws, and how.
+
+    Attributes:
+        samples: how many.
+        steps_per_level: T of Algorithm 1.
+        batch_size: chains at a time.
+    """
+
+    samples: int
+    steps_per_level: int
+    batch_size: int
+
+
+def load_evaluation_budget(profile: str = "smoke") -> EvaluationBudget:
+    """What a profile spends on evaluation.
+
+    Raises:
+        UnknownNameError: for an unknown profile; the message lists the known.
+    """
+    if profile not in profiles():
+        raise UnknownNameError("profile", profile, profiles())
+    return EvaluationBudget(**_read("profiles.yaml")[profile]["evaluation"])

@@ -1,6 +1,7 @@
-"""Noise levels σ₁ > … > σ_L and what depends on them: the loss weight λ(σ) and the step sizes αᵢ."""
+"""Noise levels σ₁ > … > σ_L, and with them the loss weight λ(σ) and the step sizes αᵢ."""
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -43,7 +44,7 @@ def validate_ladder(sigmas: Tensor) -> Ladder:
     for i, sigma in enumerate(values, start=1):
         if not math.isfinite(sigma) or sigma <= 0:
             raise ValueError(f"noise levels must be positive and finite; level {i} is {sigma}")
-    for i, (high, low) in enumerate(zip(values, values[1:], strict=False), start=2):
+    for i, (high, low) in enumerate(pairwise(values), start=2):
         if low >= high:
             raise ValueError(
                 f"noise levels must decrease strictly; level {i} is {low} after {high}"

@@ -58,6 +58,11 @@ def pick_precision(precision: str, device: torch.device) -> str:
     return "32-true"
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """What a precision's name means for inference: the autocast type, None for float32."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+
+
 def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` has what it needs: Triton on a GPU, a C++ compiler on a CPU."""
     if device.type == "cuda":
@@ -90,7 +95,8 @@ def train(
     Args:
         config: what to compute.
         folder: the run's folder.  Checkpoints replace each other in it; an unfinished run found
-            there is continued, a finished one returned.
+            there is continued, a finished one returned.  More or fewer `steps` than planned before
+            are accepted, and the change of plan is recorded, because a cosine rate depends on it.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: one of `PRECISIONS`.
         compile: fuse the normalizations with `torch.compile`; None means where that is possible.
@@ -103,7 +109,8 @@ def train(
         the configuration, the loss history and its provenance.
 
     Raises:
-        NCSNError: when `folder` holds a run with another configuration, or the data is missing.
+        NCSNError: when `folder` holds a run that differs in more than `steps`, or when the data is
+            missing.
         NonFiniteLossError: at the first infinite or NaN loss; the last checkpoint is kept.
         KeyboardInterrupt: after saving the last completed step.
     """
@@ -165,7 +172,7 @@ def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
         return None
     previous = checkpoints.load(folder)
     wanted = config.to_dict()
-    changed = [k for k, v in wanted.items() if previous.config.get(k) != v]
+    changed = [k for k, v in wanted.items() if previous.config.get(k) != v and k != "steps"]
     if changed:
         raise NCSNError(
             f"the folder {folder.name!r} holds a run with another configuration "
@@ -184,7 +191,7 @@ class _Run:
         torch.manual_seed(config.seed)
         network = build_network(config.to_dict())
         network.fuse_normalizations(fuse)
-        network = network.to(device, memory_format=torch.channels_last)
+        network = network.to(device).to(memory_format=torch.channels_last)
         self.network: RefineNet = network
         optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
         self.wrapped, self.optimizer = fabric.setup(network, optimizer)
@@ -203,6 +210,7 @@ class _Run:
             "seed": config.seed,
             "precision": str(fabric._precision.precision),
             "fused": fuse,
+            "plans": [{"from_step": 0, "steps": config.steps}],
         }
 
     def advance(self, step: int, x: Tensor, generator: torch.Generator) -> None:
@@ -297,6 +305,10 @@ class _Run:
         self.step = record.manifest["step"]
         self.history = record.history
         self.seconds = record.provenance["seconds"]
+        plans = record.provenance["plans"]
+        if plans[-1]["steps"] != self.config.steps:
+            plans = [*plans, {"from_step": self.step, "steps": self.config.steps}]
+        self.origin["plans"] = plans
         self.clock = time.monotonic()
 
 

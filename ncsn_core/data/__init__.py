@@ -205,7 +205,8 @@ def batches(
     """
     if not 1 <= batch_size <= len(images):
         raise ValueError(
-            f"batch_size must be between 1 and the number of images, {len(images)}; got {batch_size}"
+            f"batch_size must be between 1 and the number of images, {len(images)}; "
+            f"got {batch_size}"
         )
     per_epoch = len(images) // batch_size
     step, epoch = start, -1

@@ -42,7 +42,8 @@ def read_idx(path: Path, *, sha256: str | None = None) -> Tensor:
         raise CorruptFileError(f"{path.name} ends inside its header")
     sizes = struct.unpack(f">{dimensions}I", raw[4:header])
     if math.prod(sizes) != len(raw) - header:
+        announced = " × ".join(map(str, sizes))
         raise CorruptFileError(
-            f"{path.name} announces {' × '.join(map(str, sizes))} bytes and holds {len(raw) - header}"
+            f"{path.name} announces {announced} bytes and holds {len(raw) - header}"
         )
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8)[header:].reshape(sizes).clone()

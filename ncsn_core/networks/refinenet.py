@@ -185,12 +185,12 @@ class MultiResolutionFusion(nn.Module):
 
     def forward(self, xs: list[Features], level: Levels) -> Features:
         size = xs[0].shape[2:]
-        total = None
-        for x, norm, conv in zip(xs, self.norms, self.convs, strict=True):
-            h = conv(norm(x, level))
+        total = torch.zeros(())
+        for i, x in enumerate(xs):
+            h = self.convs[i](self.norms[i](x, level))
             if h.shape[2:] != size:
                 h = F.interpolate(h, size=size, mode="bilinear", align_corners=True)
-            total = h if total is None else total + h
+            total = h if i == 0 else total + h
         return total
 
 
@@ -294,7 +294,7 @@ class RefineNet(nn.Module):
             )
         if image_size < 4 or image_size % 2:
             raise ValueError(
-                f"image_size must be even and at least 4, because stage 2 halves it; got {image_size}"
+                f"image_size must be even (stage 2 halves it) and at least 4; got {image_size}"
             )
         self.image_shape = (image_channels, image_size, image_size)
         self.levels = levels
@@ -307,22 +307,16 @@ class RefineNet(nn.Module):
             return RefineBlock(inputs, outputs, levels, last=last, keep_means=keep_means)
 
         self.begin = conv3x3(image_channels, c, bias=True)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(blocks)
-            for blocks in [
-                [residual(c, c), residual(c, c)],
-                [
-                    residual(c, 2 * c, downsample=True, project=True),
-                    residual(2 * c, 2 * c),
-                ],
-                [
-                    residual(2 * c, 2 * c, dilation=2, project=True),
-                    residual(2 * c, 2 * c, dilation=2),
-                ],
-                [
-                    residual(2 * c, 2 * c, dilation=4, project=True),
-                    residual(2 * c, 2 * c, dilation=4),
-                ],
+        self.blocks = nn.ModuleList(
+            [  # two a stage
+                residual(c, c),
+                residual(c, c),
+                residual(c, 2 * c, downsample=True, project=True),
+                residual(2 * c, 2 * c),
+                residual(2 * c, 2 * c, dilation=2, project=True),
+                residual(2 * c, 2 * c, dilation=2),
+                residual(2 * c, 2 * c, dilation=4, project=True),
+                residual(2 * c, 2 * c, dilation=4),
             ]
         )
         self.refine = nn.ModuleList(
@@ -356,9 +350,8 @@ class RefineNet(nn.Module):
             h = h.to(torch.get_autocast_dtype(x.device.type))
 
         skips = []
-        for stage in self.stages:
-            for block in stage:
-                h = block(h, level)
+        for i in range(4):
+            h = self.blocks[2 * i + 1](self.blocks[2 * i](h, level), level)
             skips.append(h)
 
         h = self.refine[0]([skips[3]], level)
@@ -371,7 +364,7 @@ class RefineNet(nn.Module):
             return self.end(h.float())
 
     def fuse_normalizations(self, fused: bool = True) -> None:
-        """Choose between the compiled and the eager normalizations; needs a C++ compiler or a GPU."""
+        """Choose compiled normalizations (which need a C++ compiler or a GPU) or eager ones."""
         for module in self.modules():
             if isinstance(module, ConditionalInstanceNormPlus):
                 module.fused = fused

@@ -16,6 +16,8 @@ class NoiseConditionalScore(nn.Module):
     Args:
         network: maps (x [batch, *shape], level index [batch]) to a tensor like x.
         sigmas: the ladder that the indices stand for, [levels].
+        autocast: type to run the network in, such as `torch.bfloat16`; None for float32.  What
+            comes out is float32 in each case.
 
     Raises:
         ValueError: if `sigmas` is not a ladder.
@@ -23,9 +25,16 @@ class NoiseConditionalScore(nn.Module):
 
     sigmas: Tensor
 
-    def __init__(self, network: nn.Module, sigmas: Float[Tensor, " levels"]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sigmas: Float[Tensor, " levels"],
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.autocast = autocast
         self.register_buffer("sigmas", validate_ladder(sigmas).clone(), persistent=False)
 
     def forward(
@@ -45,4 +54,8 @@ class NoiseConditionalScore(nn.Module):
                 f"sigma = {stranger:.6g} is not a noise level of this network. It was trained at "
                 f"{ladder} and does not interpolate; pass values of `score.sigmas`"
             )
-        return self.network(x, matches.to(torch.uint8).argmax(dim=1))
+        level = matches.to(torch.uint8).argmax(dim=1)
+        if self.autocast is None:
+            return self.network(x, level)
+        with torch.autocast(x.device.type, self.autocast):
+            return self.network(x, level)

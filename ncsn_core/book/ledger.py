@@ -1,0 +1,190 @@
+"""The ledger of claims, `book/claims.yml`: reading it and rejecting what is malformed in it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ncsn_core.book import provenance
+
+LEDGER = "claims.yml"
+KINDS = {
+    "paper": "the paper states it",
+    "derived": "it follows from the paper, which does not state it",
+}
+
+
+class LedgerError(ValueError):
+    """The ledger is malformed, or was asked for a claim that it does not hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """The values that count as agreement; an absent end is open."""
+
+    min: float | None
+    max: float | None
+
+    def contains(self, value: float) -> bool:
+        """Return whether `value` is a number inside the band (ends included)."""
+        if not math.isfinite(value):
+            return False
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+    def __str__(self) -> str:
+        if self.min is None:
+            return f"at most {number_text(self.max)}"
+        if self.max is None:
+            return f"at least {number_text(self.min)}"
+        return f"within [{number_text(self.min)}, {number_text(self.max)}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One number that decides a claim: what it is, the paper's value and the accepted band."""
+
+    metric: str
+    accept: Band
+    paper_value: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One row of the ledger. `parts` maps a part's name ("" if there is only one) to its number."""
+
+    id: int
+    title: str
+    statement: str
+    paper: str
+    setting: str
+    chapter: str
+    kind: str
+    parts: Mapping[str, Measurement]
+    expected: str = "holds"
+    note: str | None = None
+
+
+def number_text(value: float | None, digits: int = 6) -> str:
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def find_ledger() -> Path:
+    """Return the ledger: packed into an installed wheel, or in `book/` of a checkout.
+
+    Raises `LedgerError` naming both places when it is in neither.
+    """
+    places = [Path(__file__).with_name(LEDGER), provenance.PACKAGE.parent / "book" / LEDGER]
+    for place in places:
+        if place.is_file():
+            return place
+    raise LedgerError(
+        f"no ledger of claims: looked for {' and '.join(str(place) for place in places)}; "
+        "reinstall ncsn_core, or run inside a clone of the book"
+    )
+
+
+def load_ledger(path: Path | None = None) -> dict[int, Claim]:
+    """Return the claims of the ledger by number, in the order of the file.
+
+    Raises `LedgerError` naming the row and what is wrong with it.
+    """
+    path = find_ledger() if path is None else path
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(text: str) -> dict[int, Claim]:
+    try:
+        rows = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LedgerError(f"the ledger is not valid YAML: {error}") from error
+    if not isinstance(rows, list):
+        raise LedgerError("the ledger must be a list of claims")
+    ledger: dict[int, Claim] = {}
+    for position, row in enumerate(rows, start=1):
+        claim = _claim(row, position)
+        if claim.id in ledger:
+            raise LedgerError(f"claim {claim.id} is in the ledger twice")
+        ledger[claim.id] = claim
+    return ledger
+
+
+_TEXTS = ("title", "statement", "paper", "setting", "chapter", "kind")
+_MEASUREMENT = ("metric", "accept", "paper_value")
+_FIELDS = {"id", *_TEXTS, *_MEASUREMENT, "parts", "expected", "note"}
+
+
+def _claim(row: Any, position: int) -> Claim:
+    number = row.get("id") if isinstance(row, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise LedgerError(f"row {position} of the ledger needs a whole number as its id")
+    where = f"claim {number}"
+    _reject_unknown(row, _FIELDS, where)
+    texts = {name: _text(row, name, where) for name in _TEXTS}
+    if texts["kind"] not in KINDS:
+        raise LedgerError(f"{where}: kind is one of {', '.join(KINDS)}, not {texts['kind']!r}")
+    expected = row.get("expected", "holds")
+    if expected not in ("holds", "fails"):
+        raise LedgerError(f"{where}: expected is holds or fails, not {expected!r}")
+    note = row.get("note")
+    if expected == "fails" and not note:
+        raise LedgerError(f"{where} is expected to fail: say what was learnt in a note")
+    parts = _parts(row, where)
+    return Claim(id=number, **texts, parts=parts, expected=expected, note=note)
+
+
+def _parts(row: dict[str, Any], where: str) -> dict[str, Measurement]:
+    if "parts" not in row:
+        return {"": _measurement(row, where)}
+    doubled = [name for name in _MEASUREMENT if name in row]
+    if doubled:
+        raise LedgerError(f"{where} has parts: write {', '.join(doubled)} inside each of them")
+    parts = row["parts"]
+    if not isinstance(parts, dict) or not parts:
+        raise LedgerError(f"{where}: parts maps the name of each part to its metric and accept")
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise LedgerError(f"{where}, part {name}: write its metric and accept")
+        _reject_unknown(part, set(_MEASUREMENT), f"{where}, part {name}")
+    return {str(name): _measurement(part, f"{where}, part {name}") for name, part in parts.items()}
+
+
+def _measurement(row: dict[str, Any], where: str) -> Measurement:
+    accept = row.get("accept")
+    if not isinstance(accept, dict) or not accept:
+        raise LedgerError(f"{where}: accept needs a min, a max or both")
+    _reject_unknown(accept, {"min", "max"}, f"{where}, accept")
+    ends = {name: _end(accept[name], f"{where}, {name}") for name in accept}
+    band = Band(ends.get("min"), ends.get("max"))
+    if band.min is not None and band.max is not None and band.min > band.max:
+        raise LedgerError(f"{where}: min {band.min:g} is above max {band.max:g}")
+    paper_value = row.get("paper_value")
+    return Measurement(
+        metric=_text(row, "metric", where),
+        accept=band,
+        paper_value=None if paper_value is None else str(paper_value),
+    )
+
+
+def _end(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise LedgerError(f"{where} must be a finite number, not {value!r} (write 1000, not 1e3)")
+    return float(value)
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise LedgerError(f"{where} needs {name}, as text")
+    return " ".join(value.split())
+
+
+def _reject_unknown(row: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(map(str, row)) - known)
+    if unknown:
+        accepted = ", ".join(sorted(known))
+        raise LedgerError(f"{where}: unknown {', '.join(unknown)}; accepted are {accepted}")

@@ -1,0 +1,118 @@
+"""Notebooks as files: reading them, and removing what an execution leaves behind."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from ncsn_core.book.claims import METADATA_KEY
+from ncsn_core.book.tree import BookError
+
+PROBE_TAG = "ncsn-provenance"
+PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"
+WHEN_AND_WHERE = ("commit", "device", "threads", "time", "measured")
+
+
+def read(path: Path) -> NotebookNode:
+    """Return the notebook at `path`, every cell with an id; raise `BookError` when it is none."""
+    try:
+        notebook: NotebookNode = nbformat.read(path, as_version=4)
+        if notebook.nbformat_minor < 5:
+            notebook = nbformat.v4.upgrade(notebook)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, KeyError) as error:
+        raise BookError(f"{path} is not a notebook, or a damaged one: {error}") from error
+    return notebook
+
+
+def to_bytes(notebook: NotebookNode) -> bytes:
+    """Return the notebook as the bytes of an `.ipynb` file."""
+    text: str = nbformat.writes(notebook)
+    return f"{text}\n".encode()
+
+
+def default_parameters(notebook: NotebookNode) -> dict[str, Any]:
+    """Return what the cell tagged `parameters` assigns, by name.
+
+    The value is None where it is not a literal.
+    """
+    defaults: dict[str, Any] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            defaults.update(_assignments(cell.source))
+    return defaults
+
+
+def _assignments(source: str) -> dict[str, Any]:
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        return {}
+    found = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, value = [statement.target], statement.value
+        else:
+            continue
+        found.update({name.id: _literal(value) for name in targets if isinstance(name, ast.Name)})
+    return found
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def is_executed(notebook: NotebookNode) -> bool:
+    """Return whether any cell of the notebook has been executed since its outputs were cleared."""
+    return any(cell.get("execution_count") is not None for cell in notebook.cells)
+
+
+def without_traces(notebook: NotebookNode) -> NotebookNode:
+    """Return the notebook without what an execution leaves behind besides its outputs.
+
+    The probe cell, papermill's marks and timings, widget state and the exact Python version go, so
+    that executing twice gives the same file.
+    """
+    cells = []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if PROBE_TAG in tags or PAPERMILL_ERROR_TAG in tags:
+            continue
+        dropped = {"papermill", "execution"} | (set() if tags else {"tags"})
+        metadata = {name: cell.metadata[name] for name in cell.metadata if name not in dropped}
+        cells.append({**cell, "metadata": metadata})
+    metadata = {
+        name: value
+        for name, value in notebook.metadata.items()
+        if name not in ("papermill", "widgets")
+    }
+    metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    metadata["language_info"] = {"name": "python"}
+    clean: NotebookNode = nbformat.from_dict({**notebook, "cells": cells, "metadata": metadata})
+    return clean
+
+
+def same_content(first: NotebookNode, second: NotebookNode) -> bool:
+    """Return whether cells and outputs agree, whenever, wherever and by whichever commit made."""
+    return _content(first) == _content(second)
+
+
+def _content(notebook: NotebookNode) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads(json.dumps(without_traces(notebook).cells))
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            record = output.get("metadata", {}).get(METADATA_KEY, {})
+            for name in WHEN_AND_WHERE:
+                record.pop(name, None)
+    return cells

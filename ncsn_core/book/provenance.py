@@ -1,0 +1,76 @@
+"""Where a number comes from: commit, device, threads and time."""
+
+import datetime
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def commit() -> str | None:
+    """Return the short commit of the checkout that holds this package, or None outside one.
+
+    `-dirty` is appended when a tracked file has changed since.
+    """
+    described = _git("rev-parse", "--short=12", "HEAD")
+    if described is None:
+        return None
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{described}-dirty" if changed else described
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def device() -> str:
+    """Return the accelerator that torch offers this process, or "cpu".
+
+    Never imports torch: a process that has not loaded it has computed on the CPU.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return "cpu"
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Return the number of threads that torch computes with in this process (1 without torch)."""
+    torch = sys.modules.get("torch")
+    return 1 if torch is None else int(torch.get_num_threads())
+
+
+def now() -> str:
+    """Return the time in UTC, to the second: `2031-05-17T08:30:00+00:00`."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def record() -> dict[str, Any]:
+    """Return commit, device, threads and time of this process, ready for JSON."""
+    return {"commit": commit(), "device": device(), "threads": threads(), "time": now()}

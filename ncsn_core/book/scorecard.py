@@ -1,0 +1,112 @@
+"""The scorecard: every claim of the ledger beside what the chapters measured."""
+
+import dataclasses
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
+
+from ncsn_core.book.claims import Verdict
+from ncsn_core.book.ledger import Claim, Measurement
+
+HOLDS, FAILS, NOT_MEASURED = "holds", "fails", "not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One number of one claim: its verdict, or the reason why there is none."""
+
+    claim: Claim
+    part: str
+    verdict: Verdict | None
+    chapter_executed: bool
+
+    @property
+    def measurement(self) -> Measurement:
+        """The metric and band that the ledger asks for."""
+        return self.claim.parts[self.part]
+
+    @property
+    def status(self) -> str:
+        """One of "holds", "fails", "not measured"."""
+        if self.verdict is None:
+            return NOT_MEASURED
+        return HOLDS if self.verdict.holds else FAILS
+
+    @property
+    def regressed(self) -> bool:
+        """Whether a claim that the ledger expects to hold fails."""
+        return self.status == FAILS and self.claim.expected == "holds"
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the chapter ran to its end and never reported this number."""
+        return self.verdict is None and self.chapter_executed
+
+
+def rows(
+    ledger: Mapping[int, Claim], verdicts: Iterable[Verdict], executed: Collection[str]
+) -> list[Row]:
+    """Return one row per measurement of the ledger and verdict, in the ledger's order.
+
+    `executed` names the chapters (without folder and suffix) that were executed. A number that
+    was reported twice has two rows: neither hides the other.
+    """
+    verdicts = list(verdicts)
+    table = []
+    for claim in ledger.values():
+        for part in claim.parts:
+            found: list[Verdict | None] = [
+                verdict for verdict in verdicts if (verdict.claim, verdict.part) == (claim.id, part)
+            ]
+            ran = claim.chapter in executed
+            table += [Row(claim, part, verdict, ran) for verdict in found or [None]]
+    return table
+
+
+def render(table: list[Row], width: int = 100) -> str:
+    """Return the scorecard as text: claim, accepted band, measured value, verdict and chapter."""
+    head = ("", "claim", "accepted", "measured", "verdict", "chapter")
+    body = [_cells(row) for row in table]
+    widths = [max(len(cells[i]) for cells in [head, *body]) for i in range(len(head))]
+    others = sum(widths) - widths[1] + 2 * (len(head) - 1)
+    widths[1] = min(widths[1], max(width - others, 24))
+    lines = [_line(head, widths), _line(tuple("-" * w for w in widths), widths)]
+    for cells in body:
+        first, *rest = textwrap.wrap(cells[1], widths[1]) or [""]
+        lines.append(_line((cells[0], first, *cells[2:]), widths))
+        lines += [_line(("", more, "", "", "", ""), widths) for more in rest]
+    return "\n".join([*lines, "", summary(table)])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    title = f"{row.claim.title} ({row.part})" if row.part else row.claim.title
+    measured = "" if row.verdict is None else row.verdict.measured()
+    status = row.status
+    if status != NOT_MEASURED and status != row.claim.expected:
+        status = f"{status} (expected: {row.claim.expected})"
+    chapter = row.claim.chapter if row.chapter_executed else f"{row.claim.chapter} (not executed)"
+    return (
+        str(row.claim.id),
+        title,
+        str(row.measurement.accept),
+        measured,
+        status,
+        chapter,
+    )
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()
+
+
+def summary(table: list[Row]) -> str:
+    """Return one line that counts the claims that hold, fail and were not measured.
+
+    A claim of several parts holds when all of them do, and fails when one of them does.
+    """
+    statuses: dict[int, set[str]] = {}
+    for row in table:
+        statuses.setdefault(row.claim.id, set()).add(row.status)
+    fails = sum(FAILS in found for found in statuses.values())
+    missing = sum(NOT_MEASURED in found and FAILS not in found for found in statuses.values())
+    holds = len(statuses) - fails - missing
+    return f"Claims: {holds} hold, {fails} fail, {missing} not measured"

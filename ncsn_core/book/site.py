@@ -1,0 +1,160 @@
+"""Build the site: collect its sources in `_build/source/`, render them to `_build/html/`.
+
+The sources are copied rather than rendered in place, so that the same pages can show either the
+outputs stored in `notebooks/` or those just executed, and so that what the records of an execution
+know (measured values, commit, device) can be written into the pages.
+"""
+
+import html
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from ncsn_core.book import cache, claims
+from ncsn_core.book.ledger import Claim, load_ledger
+from ncsn_core.book.notebook import read, to_bytes
+from ncsn_core.book.tree import BUILD, CONFIG, TOC, BookError, chapters, pages
+
+JUPYTER_BOOK = (
+    "from sphinx.util.console import nocolor; nocolor(); "
+    "from jupyter_book.cli.main import main; main()"
+)
+STRICT = ["--warningiserror", "--nitpick", "--keep-going"]
+
+
+def build(root: Path, *, executed: bool = False, strict: bool = False) -> Path:
+    """Render the book and return the page to open.
+
+    Shows the outputs stored in the sources, or with `executed` those of the last execution.
+    Renders only pages that have changed, unless a page was removed; `strict` renders every page
+    anew and fails on any warning, a reference that leads nowhere included.
+
+    Raises `BookError` with jupyter-book's own words when it fails; its whole log is in
+    `_build/site.log`.
+    """
+    removed = stage(root, executed=executed)
+    build_folder = root / BUILD
+    if strict or any(path.suffix in (".ipynb", ".md") for path in removed):
+        for name in ("html", ".doctrees", "jupyter_execute"):
+            shutil.rmtree(build_folder / name, ignore_errors=True)
+    arguments = [str(build_folder / "source"), "--path-output", str(root)]
+    result = subprocess.run(
+        [sys.executable, "-c", JUPYTER_BOOK, "build", *arguments, *(STRICT if strict else [])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    log = result.stdout.replace(f"{build_folder / 'source'}{os.sep}", "")
+    (build_folder / "site.log").write_text(log, encoding="utf-8")
+    index = build_folder / "html" / "index.html"
+    if result.returncode != 0 or not index.is_file():
+        why = "has a warning or an error" if strict else "could not be built"
+        raise BookError(f"the site {why}; jupyter-book says:\n{_complaints(log)}")
+    return index
+
+
+def _complaints(log: str) -> str:
+    """Return the lines of a log that say what is wrong, or its end where none does."""
+    lines = log.splitlines()
+    wrong = [line for line in lines if "WARNING" in line or "ERROR" in line or "rror:" in line]
+    return "\n".join(f"  {line}" for line in wrong or lines[-15:])
+
+
+# --- collecting the sources ---------------------------------------------------------------------
+
+
+def stage(root: Path, *, executed: bool = False) -> list[Path]:
+    """Bring `_build/source/` up to date; return the files removed from it, relative to it.
+
+    A file whose content has not changed keeps its time stamp, so that its page is not rendered
+    again. Raises `BookError` for a chapter that has not been executed though `executed` asks for
+    its outputs.
+    """
+    destination = root / BUILD / "source"
+    wanted = _sources(root, executed)
+    for path, content in wanted.items():
+        target = destination / path
+        if not target.is_file() or target.read_bytes() != content:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+    present = [path for path in destination.rglob("*") if path.is_file()]
+    removed = [path for path in present if path.relative_to(destination) not in wanted]
+    for path in removed:
+        path.unlink()
+    return [path.relative_to(destination) for path in removed]
+
+
+def _sources(root: Path, executed: bool) -> dict[Path, bytes]:
+    """Return the content of every file of the site's sources, by its path."""
+    book = [path for path in (root / "book").rglob("*") if path.is_file()]
+    plain = [Path(TOC), Path(CONFIG), *(path.relative_to(root) for path in book)]
+    sources = {path: (root / path).read_bytes() for path in plain if (root / path).is_file()}
+    run_here = set(chapters(root)) if executed else set()
+    ledger = load_ledger()
+    for page in pages(root):
+        path = cache.executed_path(root, page) if page in run_here else root / page
+        if not path.is_file():
+            raise BookError(f"{page} has not been executed: run `ncsn book execute {page.stem}`")
+        if page.suffix == ".ipynb":
+            sources[page] = to_bytes(publish(read(path), ledger))
+        else:
+            sources[page] = path.read_bytes()
+    return sources
+
+
+def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode:
+    """Return the notebook as its page shows it: verdicts with their numbers, and a last line.
+
+    In the notebook itself a verdict names no number, so that it reads the same on every machine.
+    """
+    published: NotebookNode = nbformat.from_dict(notebook)
+    for cell in published.cells:
+        for output in cell.get("outputs", []):
+            record = output.get("metadata", {}).get(claims.METADATA_KEY, {})
+            verdict = claims.from_metadata(record, ledger)
+            if verdict is not None:
+                paper_value = ledger[verdict.claim].parts[verdict.part].paper_value
+                output.data = {"text/html": _verdict_html(verdict, paper_value)}
+    footer = _footer(published.metadata.get(claims.METADATA_KEY, {}))
+    if footer:
+        cell = nbformat.v4.new_markdown_cell(footer)
+        cell.id = "ncsn-provenance"
+        published.cells.append(cell)
+    return published
+
+
+def _verdict_html(verdict: claims.Verdict, paper_value: str | None) -> str:
+    """Return the verdict with the measured value, its seed band and the paper's value."""
+    numbers = [f"measured {verdict.measured()}"]
+    if paper_value is not None:
+        numbers.append(f"paper: {paper_value}")
+    opening, finding = str(verdict).removesuffix(".").split(": ", maxsplit=1)
+    return (
+        f'<p class="ncsn-claim {"holds" if verdict.holds else "fails"}">'
+        f"<strong>{html.escape(opening)}:</strong> {html.escape(finding)} "
+        f"({html.escape('; '.join(numbers))}).</p>"
+    )
+
+
+def _footer(record: Mapping[str, Any]) -> str:
+    """Return the line that says how the outputs of a page were made, or "" if nobody knows."""
+    if not record:
+        return ""
+    known = {
+        "commit": record.get("commit"),
+        "profile": record.get("parameters", {}).get("profile"),
+        "device": record.get("device"),
+        "threads": record.get("threads"),
+        "time": None if record.get("seconds") is None else f"{record['seconds']:.0f} s",
+        "date": None if record.get("time") is None else record["time"][:10],
+    }
+    facts = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+    return f":::{{div}} ncsn-provenance\nHow the outputs of this page were made: {facts}.\n:::"

@@ -1,0 +1,149 @@
+"""Many samples, batch by batch: seeded so that a batch never depends on the others."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ncsn_core.networks import NoiseConditionalScore
+from ncsn_core.randomness import generator_for
+from ncsn_core.samplers import State, annealed_langevin
+
+
+def generate(
+    score: NoiseConditionalScore,
+    image_shape: tuple[int, int, int],
+    count: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 100,
+    epsilon: float = 2e-5,
+    steps_per_level: int = 100,
+    denoise: bool = False,
+    callback: Callable[[int, State], None] | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "count channel height width"]:
+    """Samples by annealed Langevin dynamics (Algorithm 1) from uniform noise in [0, 1].
+
+    Batch b draws everything from (seed, b), so that drawing more samples later leaves the first
+    full batches as they are.
+
+    Args:
+        score: a noise-conditional score; its device is used.
+        image_shape: channels, height, width.
+        count: how many samples; at least 1.
+        seed: at least 0.
+        batch_size: chains at a time.
+        epsilon, steps_per_level, denoise: see `ncsn_core.samplers.annealed_langevin`.
+        callback: called with the index of the batch's first sample and the sampler's `State`.
+        progress: show a bar over the network evaluations, with images a second.
+
+    Returns:
+        The samples on the CPU, not clipped.
+
+    Raises:
+        ValueError: when `count` or `batch_size` is less than 1.
+    """
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"count and batch_size must be at least 1; got {count} and {batch_size}")
+    device = score.sigmas.device
+    samples = torch.empty(count, *image_shape)
+    evaluations = -(-count // batch_size) * (len(score.sigmas) * steps_per_level)
+    with tqdm(total=evaluations, unit="step", desc="sampling", disable=not progress) as bar:
+        for batch, first in enumerate(range(0, count, batch_size)):
+            size = min(batch_size, count - first)
+            generator = generator_for(seed, batch, device=device)
+
+            def observe(state: State, first: int = first) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(first, state)
+
+            start = torch.rand(size, *image_shape, device=device, generator=generator)
+            end = annealed_langevin(
+                score,
+                start,
+                score.sigmas,
+                epsilon=epsilon,
+                steps_per_level=steps_per_level,
+                denoise=denoise,
+                generator=generator,
+                callback=observe,
+            )
+            samples[first : first + size] = end.cpu()
+    return samples
+
+
+class Recorder:
+    """A callback for `generate` that keeps what the book shows of the chains, in little memory.
+
+    Args:
+        sigmas: the ladder.
+        steps_per_level: T.
+        dark: mask [channel, height, width] of pixels that are always black in the data.
+        chains: how many chains to keep whole, the first ones; at most a batch.
+        frames: about how many moments of these to keep for an animation.
+    """
+
+    def __init__(
+        self,
+        sigmas: Float[Tensor, " levels"],
+        steps_per_level: int,
+        dark: Bool[Tensor, "channel height width"],
+        *,
+        chains: int = 16,
+        frames: int = 60,
+    ) -> None:
+        self.steps = steps_per_level
+        self.levels = len(sigmas)
+        self.dark = dark
+        self.chains = chains
+        moments = min(frames, self.levels * self.steps)
+        self.moments = set(
+            torch.linspace(0, self.levels * self.steps - 1, moments).round().long().tolist()
+        )
+        self.ends: list[Tensor] = []
+        self.frames: list[Tensor] = []
+        self.dark_sums = torch.zeros(self.levels, 3, dtype=torch.float64)
+        self.ratio_sums = torch.zeros(self.levels, 2, dtype=torch.float64)
+
+    def __call__(self, first: int, state: State) -> None:
+        noise_norm = (state.alpha * state.x[0].numel()) ** 0.5
+        drift_norm = state.alpha / 2 * state.score.flatten(1).norm(dim=1)
+        self.ratio_sums[state.level, 0] += float((drift_norm / noise_norm).sum())
+        self.ratio_sums[state.level, 1] += len(state.x)
+
+        if state.step == self.steps - 1:
+            pixels = state.x[:, self.dark.to(state.x.device)].double()
+            sums = [float(pixels.sum()), float(pixels.square().sum()), float(pixels.numel())]
+            self.dark_sums[state.level] += torch.tensor(sums, dtype=torch.float64)
+            if first == 0:
+                self.ends.append(state.x[: self.chains].half().cpu())
+        if first == 0 and state.level * self.steps + state.step in self.moments:
+            self.frames.append(to_bytes(state.x[: self.chains]).cpu())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was seen.
+
+        Returns:
+            ends: float16 [chains, levels, channel, height, width], the state after each level.
+            frames: uint8 [frames, chains, channel, height, width].
+            dark_mean, dark_std: float32 [levels], over chains and dark pixels, after each level.
+            snr: float32 [levels], mean of ‖α/2 · s‖ / √(αD) over all chains and steps.
+        """
+        total, squares, count = self.dark_sums.unbind(1)
+        mean = total / count
+        return {
+            "ends": torch.stack(self.ends, dim=1),
+            "frames": torch.stack(self.frames),
+            "dark_mean": mean.float(),
+            "dark_std": (squares / count - mean**2).clamp(min=0).sqrt().float(),
+            "snr": (self.ratio_sums[:, 0] / self.ratio_sums[:, 1]).float(),
+        }
+
+
+def to_bytes(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """[0, 1] → uint8, rounded; what lies outside is clipped, as a screen would."""
+    return (x * 255).round().clamp(0, 255).to(torch.uint8)
