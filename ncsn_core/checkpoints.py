@@ -62,7 +62,7 @@ class Record:
         return self.manifest.get("metrics", {})
 
     @property
-    def history(self) -> dict[str, list[float]]:
+    def history(self) -> dict[str, list[Any]]:
         """The loss over the steps."""
         return self.manifest.get("history", {})
 

@@ -54,7 +54,7 @@ def train_classifier(
     optimizer = torch.optim.Adam(network.parameters(), learning_rate)
     steps = epochs * -(-len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    history: dict[str, list[float]] = {"step": [], "loss": []}
+    history: dict[str, list[Any]] = {"step": [], "loss": []}
     began = time.monotonic()
 
     with tqdm(total=steps, unit="step", desc="digit classifier", disable=not progress) as bar:

@@ -151,6 +151,10 @@ def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any)
         **_read("profiles.yaml")[profile]["training"],
         **overrides,
     }
+    for field in fields(TrainingConfig):  # "2" in YAML is a number like "2.0"
+        value = values.get(field.name)
+        if field.type in (float, float | None) and type(value) is int:
+            values[field.name] = float(value)
     return TrainingConfig(**values)
 
 

@@ -51,11 +51,12 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         capable = torch.cuda.get_device_capability(device) >= (8, 0)
         return "bf16-mixed" if capable else "16-mixed"
-    if device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    ):
-        return "bf16-mixed"
-    return "32-true"
+    return "bf16-mixed" if device.type == "cpu" and _cpu_has_bf16() else "32-true"
+
+
+def _cpu_has_bf16() -> bool:
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # newer than torch 2.6
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
@@ -203,7 +204,7 @@ class _Run:
         self.score = NoiseConditionalScore(self.wrapped, config.sigmas().to(device))
         self.step = 0
         self.losses: list[Tensor] = []
-        self.history: dict[str, list[float]] = {"step": [], "loss": []}
+        self.history: dict[str, list[Any]] = {"step": [], "loss": []}
         self.seconds = 0.0
         self.clock = time.monotonic()
         self.origin: dict[str, Any] = provenance.describe(device) | {

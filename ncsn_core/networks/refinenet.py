@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Features = Float[Tensor, "batch channel height width"]
+Features = Float[Tensor, "batch _ _ _"]  # a feature map [batch, channel, height, width]
 Coefficients = Float[Tensor, "batch channel"]
 Levels = Int[Tensor, " batch"]
 
 
 def instance_norm_plus(
-    x: Features,
+    x: Float[Tensor, "batch channel height width"],
     gamma: Coefficients,
     beta: Coefficients,
     alpha: Coefficients | None = None,
     *,
     elu: bool = False,
-) -> Features:
+) -> Float[Tensor, "batch channel height width"]:
     """Instance normalization++ (Song & Ermon 2019, Appendix A.1), with an optional ELU after it.
 
     With m_k the spatial mean of channel k, s_k its standard deviation, and M, V the mean and
@@ -67,7 +67,9 @@ def compiled_instance_norm_plus() -> Callable[..., Tensor]:
     come in about eight shapes per batch size, so that compiling them alone takes seconds where
     compiling the whole network takes minutes.
     """
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    settings = torch._dynamo.config
+    name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+    setattr(settings, name, max(64, getattr(settings, name)))
     return torch.compile(instance_norm_plus, dynamic=False)
 
 

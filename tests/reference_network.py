@@ -1,0 +1,230 @@
+"""The authors' NCSN network, written a second time and as plainly as possible.
+
+`CondRefineNetDilated` has the module names of the published code, so that its state dictionaries
+are interchangeable with the authors' checkpoints.  It shares no code with `ncsn_core`: every
+normalization is its formula, every pooling the library's, every layer a line.  The tests compare
+`ncsn_core.networks.RefineNet` with it, weight for weight.
+"""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ConditionalInstanceNorm2dPlus(nn.Module):
+    """γ·((x − m)/s + α·(m − M)/√(V + 1e-5)) + β; `embed` holds γ, α, β side by side."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.embed = nn.Embedding(classes, 3 * channels)
+        with torch.no_grad():
+            self.embed.weight[:, : 2 * channels].normal_(1, 0.02)
+            self.embed.weight[:, 2 * channels :].zero_()
+
+    def forward(self, x, y):
+        gamma, alpha, beta = self.embed(y)[:, :, None, None].chunk(3, dim=1)
+        m = x.mean(dim=(2, 3), keepdim=True)
+        variance = ((x - m) ** 2).mean(dim=(2, 3), keepdim=True)
+        mean_of_means = m.mean(dim=1, keepdim=True)
+        spread = ((m - mean_of_means) ** 2).sum(dim=1, keepdim=True) / (m.shape[1] - 1)
+        normalized = (x - m) / torch.sqrt(variance + 1e-5)
+        brightness = (m - mean_of_means) / torch.sqrt(spread + 1e-5)
+        return gamma * (normalized + alpha * brightness) + beta
+
+
+class ConvMeanPool(nn.Module):
+    """A convolution, then the mean of every 2×2 pixels."""
+
+    def __init__(self, inputs, outputs, kernel):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+
+
+def dilated(inputs, outputs, dilation):
+    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
+
+
+class ConditionalResidualBlock(nn.Module):
+    def __init__(self, inputs, outputs, classes, *, pool=False, dilation=1, shortcut=False):
+        super().__init__()
+        self.normalize1 = ConditionalInstanceNorm2dPlus(inputs, classes)
+        self.conv1 = dilated(inputs, inputs, dilation)
+        self.normalize2 = ConditionalInstanceNorm2dPlus(inputs, classes)
+        self.conv2 = (
+            ConvMeanPool(inputs, outputs, 3) if pool else dilated(inputs, outputs, dilation)
+        )
+        if shortcut:
+            self.shortcut = (
+                ConvMeanPool(inputs, outputs, 1) if pool else dilated(inputs, outputs, dilation)
+            )
+
+    def forward(self, x, y):
+        h = self.conv1(F.elu(self.normalize1(x, y)))
+        h = self.conv2(F.elu(self.normalize2(h, y)))
+        return h + (self.shortcut(x) if hasattr(self, "shortcut") else x)
+
+
+class CondRCUBlock(nn.Module):
+    """Residual conv units; block b, stage s has the modules `b_s_norm` and `b_s_conv`, from 1."""
+
+    def __init__(self, channels, blocks, classes):
+        super().__init__()
+        self.blocks = blocks
+        for b in range(1, blocks + 1):
+            for s in (1, 2):
+                self.add_module(f"{b}_{s}_norm", ConditionalInstanceNorm2dPlus(channels, classes))
+                self.add_module(
+                    f"{b}_{s}_conv", nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+                )
+
+    def forward(self, x, y):
+        for b in range(1, self.blocks + 1):
+            h = x
+            for s in (1, 2):
+                h = F.elu(self.get_submodule(f"{b}_{s}_norm")(h, y))
+                h = self.get_submodule(f"{b}_{s}_conv")(h)
+            x = x + h
+        return x
+
+
+class CondMSFBlock(nn.Module):
+    """Multi-scale fusion: norm → conv → bilinear → sum, without an activation."""
+
+    def __init__(self, inputs, outputs, classes):
+        super().__init__()
+        self.norms = nn.ModuleList(ConditionalInstanceNorm2dPlus(n, classes) for n in inputs)
+        self.convs = nn.ModuleList(nn.Conv2d(n, outputs, 3, padding=1) for n in inputs)
+
+    def forward(self, xs, y, shape):
+        scaled = [
+            F.interpolate(conv(norm(x, y)), size=shape, mode="bilinear", align_corners=True)
+            for x, norm, conv in zip(xs, self.norms, self.convs, strict=True)
+        ]
+        return sum(scaled[1:], start=scaled[0])
+
+
+class CondCRPBlock(nn.Module):
+    """Chained residual pooling by the average, zero padding counted."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.norms = nn.ModuleList(
+            ConditionalInstanceNorm2dPlus(channels, classes) for _ in range(2)
+        )
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)
+        )
+
+    def forward(self, x, y):
+        x = F.elu(x)
+        path = x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            path = conv(F.avg_pool2d(norm(path, y), 5, stride=1, padding=2))
+            x = x + path
+        return x
+
+
+class CondRefineBlock(nn.Module):
+    def __init__(self, inputs, outputs, classes, *, end=False):
+        super().__init__()
+        self.adapt_convs = nn.ModuleList(CondRCUBlock(n, 2, classes) for n in inputs)
+        if len(inputs) > 1:
+            self.msf = CondMSFBlock(inputs, outputs, classes)
+        self.crp = CondCRPBlock(outputs, classes)
+        self.output_convs = CondRCUBlock(outputs, 3 if end else 1, classes)
+
+    def forward(self, xs, y, shape):
+        hs = [adapt(x, y) for adapt, x in zip(self.adapt_convs, xs, strict=True)]
+        h = self.msf(hs, y, shape) if len(hs) > 1 else hs[0]
+        return self.output_convs(self.crp(h, y), y)
+
+
+class CondRefineNetDilated(nn.Module):
+    """The network of PAPER §4.1: image [batch, channel, height, width], class [batch] → scores."""
+
+    def __init__(self, ngf=64, image_channels=1, classes=10):
+        super().__init__()
+        wide = 2 * ngf
+
+        def stage(inputs, **kind):
+            first = ConditionalResidualBlock(inputs, wide, classes, shortcut=True, **kind)
+            kind.pop("pool", None)
+            return nn.ModuleList([first, ConditionalResidualBlock(wide, wide, classes, **kind)])
+
+        self.begin_conv = nn.Conv2d(image_channels, ngf, 3, padding=1)
+        self.res1 = nn.ModuleList(ConditionalResidualBlock(ngf, ngf, classes) for _ in range(2))
+        self.res2 = stage(ngf, pool=True)
+        self.res3 = stage(wide, dilation=2)
+        self.res4 = stage(wide, dilation=4)
+        self.refine1 = CondRefineBlock([wide], wide, classes)
+        self.refine2 = CondRefineBlock([wide, wide], wide, classes)
+        self.refine3 = CondRefineBlock([wide, wide], ngf, classes)
+        self.refine4 = CondRefineBlock([ngf, ngf], ngf, classes, end=True)
+        self.normalizer = ConditionalInstanceNorm2dPlus(ngf, classes)
+        self.end_conv = nn.Conv2d(ngf, image_channels, 3, padding=1)
+
+    def forward(self, x, y):
+        layers = [self.begin_conv(2 * x - 1)]
+        for stage in (self.res1, self.res2, self.res3, self.res4):
+            h = layers[-1]
+            for block in stage:
+                h = block(h, y)
+            layers.append(h)
+        _, layer1, layer2, layer3, layer4 = layers
+        h = self.refine1([layer4], y, layer4.shape[2:])
+        h = self.refine2([layer3, h], y, layer3.shape[2:])
+        h = self.refine3([layer2, h], y, layer2.shape[2:])
+        h = self.refine4([layer1, h], y, layer1.shape[2:])
+        return self.end_conv(F.elu(self.normalizer(h, y)))
+
+
+def reference_state(state):
+    """The state dictionary of a `RefineNet` under the authors' names.
+
+    γ, α and β, three tensors there, are one `embed.weight` here.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        module, kind = name.rsplit(".", 1)
+        if kind == "gamma":
+            row = [state[f"{module}.{part}"] for part in ("gamma", "alpha", "beta")]
+            renamed[f"{reference_module(module)}.embed.weight"] = torch.cat(row, dim=1)
+        elif kind not in ("alpha", "beta"):
+            renamed[f"{reference_module(module)}.{kind}"] = tensor
+    return renamed
+
+
+def reference_module(name):
+    """The authors' name of a convolution or normalization of `RefineNet`."""
+
+    def stage(match):
+        block, module = int(match[1]), match[2]
+        pooled = block == 2 and module in ("conv2", "shortcut")  # inside a mean-pool wrapper
+        module = {"norm1": "normalize1", "norm2": "normalize2"}.get(module, module)
+        return f"res{block // 2 + 1}.{block % 2}.{module}{'.conv' * pooled}"
+
+    def refine(match):
+        return f"refine{int(match[1]) + 1}."
+
+    def unit(match):
+        i = int(match[2])
+        return f"{i // 2 + 1}_{i % 2 + 1}_{match[1]}"
+
+    name = re.sub(r"^begin$", "begin_conv", name)
+    name = re.sub(r"^end$", "end_conv", name)
+    name = re.sub(r"^norm$", "normalizer", name)
+    name = re.sub(r"^blocks\.(\d)\.(\w+)$", stage, name)
+    name = re.sub(r"^refine\.(\d)\.", refine, name)
+    name = re.sub(r"\.fuse\.", ".msf.", name)
+    name = re.sub(r"\.pool\.", ".crp.", name)
+    name = re.sub(r"\.adapt\.", ".adapt_convs.", name)
+    name = re.sub(r"\.output\.", ".output_convs.", name)
+    if "_convs." in name:
+        name = re.sub(r"(norm|conv)s\.(\d+)$", unit, name)
+    return name

@@ -1,0 +1,327 @@
+"""The ledger of claims: reading it, judging a measurement, and collecting verdicts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from nbclient import NotebookClient
+
+from ncsn_core.book import claims, scorecard
+from ncsn_core.book import ledger as books
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+LEDGER = """
+- id: 1
+  title: one number
+  statement: a statement
+  paper: Section 1
+  setting: a setting
+  metric: the slope
+  paper_value: "-1"
+  accept: {min: -1.1, max: -0.9}
+  chapter: 01_first
+  kind: paper
+- id: 2
+  title: two numbers
+  statement: a statement
+  paper: Section 2
+  setting: a setting
+  chapter: 02_second
+  kind: derived
+  parts:
+    small: {metric: the small ratio, accept: {max: 10}}
+    large: {metric: the large ratio, accept: {min: 1000}}
+- id: 3
+  title: a claim known to fail
+  statement: a statement
+  paper: Section 3
+  setting: a setting
+  metric: the distance
+  accept: {max: 0.5}
+  chapter: 03_third
+  kind: paper
+  expected: fails
+  note: the network is too small
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    path = tmp_path / "claims.yml"
+    path.write_text(LEDGER)
+    monkeypatch.setattr(books, "find_ledger", lambda: path)
+    return books.load_ledger()
+
+
+# --- the book's own ledger ----------------------------------------------------------------------
+
+
+def test_every_claim_is_measured_by_a_chapter_of_the_book():
+    toc = yaml.safe_load((REPOSITORY / "_toc.yml").read_text())
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    chapters = {Path(file).name for file in files}
+    ledger = books.load_ledger(REPOSITORY / "book" / "claims.yml")
+    assert {claim.chapter for claim in ledger.values()} <= chapters
+
+
+@pytest.mark.parametrize(
+    ("number", "part", "good", "bad"),
+    [
+        (16, "", -1.0, -1.2),
+        (17, "weighted", 6.1, 60.0),
+        (17, "unweighted", 6e4, 6.1),
+        (18, "", 0.05, 0.25),
+        (29, "", 0.1, 0.4),
+    ],
+)
+def test_the_ledger_tells_a_measured_value_from_a_wrong_one(number, part, good, bad):
+    band = books.load_ledger(REPOSITORY / "book" / "claims.yml")[number].parts[part].accept
+    assert band.contains(good)
+    assert not band.contains(bad)
+
+
+def test_the_ledger_packed_into_the_package_comes_first(tmp_path, monkeypatch):
+    packed = tmp_path / "claims.yml"
+    packed.write_text(LEDGER)
+    monkeypatch.setattr(books, "__file__", str(tmp_path / "claims.py"))
+    assert books.find_ledger() == packed
+    packed.unlink()
+    assert books.find_ledger() == REPOSITORY / "book" / "claims.yml"
+
+
+def test_without_a_ledger_both_places_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(books, "__file__", str(tmp_path / "claims.py"))
+    monkeypatch.setattr(books.provenance, "PACKAGE", tmp_path / "lib" / "ncsn_core")
+    with pytest.raises(books.LedgerError, match="reinstall") as error:
+        books.find_ledger()
+    assert str(tmp_path / "claims.yml") in str(error.value)
+    assert str(tmp_path / "lib" / "book" / "claims.yml") in str(error.value)
+
+
+# --- reading a ledger ---------------------------------------------------------------------------
+
+
+def row(**changes):
+    fields = yaml.safe_load(LEDGER)[0] | changes
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"id": 1}, "must be a list"),
+        ([row(), row()], "claim 1 is in the ledger twice"),
+        ([row(id="one")], "row 1 .* whole number"),
+        ([row(title=None)], "claim 1 needs title"),
+        ([row(accept=None)], "claim 1: accept needs a min, a max"),
+        ([row(accept={})], "claim 1: accept needs a min, a max"),
+        ([row(accept={"min": 2, "max": 1})], "min 2 is above max 1"),
+        ([row(accept={"max": "1e3"})], "claim 1, max must be a finite number"),
+        ([row(accept={"most": 1})], "unknown most; accepted are max, min"),
+        ([row(band=1)], "unknown band"),
+        ([row(kind="rumor")], "kind is one of paper, derived"),
+        ([row(expected="maybe")], "expected is holds or fails"),
+        ([row(expected="fails")], "say what was learnt in a note"),
+        ([row(parts={"a": {"metric": "m", "accept": {"max": 1}}})], "inside each of them"),
+        ([row(metric=None, accept=None, paper_value=None, parts={})], "parts maps the name"),
+    ],
+)
+def test_a_malformed_ledger_is_rejected_by_row_and_reason(tmp_path, rows, message):
+    path = tmp_path / "claims.yml"
+    path.write_text(yaml.safe_dump(rows))
+    with pytest.raises(books.LedgerError, match=message):
+        books.load_ledger(path)
+
+
+def test_a_ledger_that_is_not_yaml_is_rejected(tmp_path):
+    path = tmp_path / "claims.yml"
+    path.write_text("- {id: 1")
+    with pytest.raises(books.LedgerError, match="not valid YAML"):
+        books.load_ledger(path)
+
+
+# --- judging ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "part", "value", "line"),
+    [
+        (1, None, -1.0, "Claim 1 holds: the slope is within [−1.1, −0.9]."),
+        (1, None, -0.9, "Claim 1 holds: the slope is within [−1.1, −0.9]."),
+        (1, None, -0.89, "Claim 1 fails: the slope is not within [−1.1, −0.9]."),
+        (2, "small", 10, "Claim 2 (small) holds: the small ratio is at most 10."),
+        (2, "small", 10.1, "Claim 2 (small) fails: the small ratio is not at most 10."),
+        (2, "large", 1e6, "Claim 2 (large) holds: the large ratio is at least 1000."),
+        (
+            2,
+            "large",
+            float("inf"),
+            "Claim 2 (large) fails: the large ratio is not a finite number "
+            "(accepted: at least 1000).",
+        ),
+        (
+            1,
+            None,
+            float("nan"),
+            "Claim 1 fails: the slope is not a finite number (accepted: within [−1.1, −0.9]).",
+        ),
+    ],
+)
+def test_a_verdict_is_one_line_without_the_measured_digits(
+    ledger, capsys, number, part, value, line
+):
+    verdict = claims.check(number, value, part=part)
+    assert capsys.readouterr().out == f"{line}\n"
+    assert verdict.holds is ("holds" in line)
+
+
+@pytest.mark.parametrize("value", [np.float32(-1), np.array(-1.0), np.array([-1.0])[0]])
+def test_a_value_may_be_an_array_of_one_number(ledger, value):
+    assert claims.check(1, value).value == -1.0
+
+
+def test_the_spread_is_the_range_over_seeds(ledger):
+    assert claims.check(1, -1.0, spread=[-1.02, -0.97, -1.01]).spread == (-1.02, -0.97)
+    assert claims.check(1, -1.0, spread=np.array([-1.0, -0.9])).measured() == "−1 [−1, −0.9]"
+    assert claims.check(1, -1.0, spread=0.25).spread == (-1.25, -0.75)
+    with pytest.raises(ValueError, match="spread is empty"):
+        claims.check(1, -1.0, spread=[])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"claim_id": 99, "value": 1.0}, books.LedgerError, "no claim 99; it holds 1, 2, 3"),
+        ({"claim_id": 2, "value": 1.0}, books.LedgerError, "part='small' or part='large'"),
+        ({"claim_id": 2, "value": 1.0, "part": "x"}, books.LedgerError, "part='small'"),
+        ({"claim_id": 1, "value": 1.0, "part": "x"}, books.LedgerError, "has no parts"),
+        ({"claim_id": 1, "value": "-1"}, TypeError, "one real number, not with str"),
+        ({"claim_id": 1, "value": np.ones(3)}, TypeError, r"ndarray of shape \(3,\)"),
+    ],
+)
+def test_a_wrong_call_says_what_is_accepted(ledger, arguments, error, message):
+    with pytest.raises(error, match=message):
+        claims.check(**arguments)
+
+
+# --- from a notebook to the scorecard -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """A notebook that checks claims of the book's ledger, executed by a real kernel."""
+    sources = [
+        "from ncsn_core.book import claims",
+        "claims.check(16, -0.98, spread=[-1.0, -0.96], provenance={'device': 'a GPU'})",
+        "claims.check(17, float('nan'), part='unweighted')\nclaims.check(17, 6.1, part='weighted')",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    NotebookClient(notebook, kernel_name="python3", timeout=60).execute()
+    path = tmp_path_factory.mktemp("executed") / "10_ncsn.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_a_notebook_shows_each_verdict_once_as_text_and_markdown(executed):
+    cells = nbformat.read(executed, as_version=4).cells
+    line = "the slope of log ‖s‖ against log σ is within [−1.1, −0.9]."
+    (output,) = cells[1].outputs
+    assert output.output_type == "display_data"
+    assert output.data == {
+        "text/plain": f"Claim 16 holds: {line}",
+        "text/markdown": f"**Claim 16 holds:** {line}",
+    }
+    assert len(cells[2].outputs) == 2
+
+
+def test_the_numbers_are_in_the_metadata_as_strict_json(executed):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    notebook = json.loads(executed.read_text(), parse_constant=refuse)
+    record = notebook["cells"][1]["outputs"][0]["metadata"]["ncsn"]
+    assert record["claim"] == 16
+    assert record["value"] == -0.98
+    assert record["spread"] == [-1.0, -0.96]
+    assert record["measured"] == {"device": "a GPU"}
+    assert {"commit", "device", "threads", "time"} <= record.keys()
+
+
+def test_collect_reads_back_what_check_recorded(executed):
+    first, second, third = claims.collect([executed])
+    assert (first.claim, first.value, first.spread) == (16, -0.98, (-1.0, -0.96))
+    assert (first.chapter, first.cell, first.holds) == ("10_ncsn", 2, True)
+    assert (second.claim, second.part, second.holds) == (17, "unweighted", False)
+    assert np.isnan(second.value)
+    assert (third.part, third.value, third.cell) == ("weighted", 6.1, 3)
+
+
+def test_collect_judges_by_the_ledger_of_today(executed):
+    stricter = dict(books.load_ledger(REPOSITORY / "book" / "claims.yml"))
+    del stricter[17]
+    (only,) = claims.collect([executed], stricter)
+    assert only.claim == 16
+
+
+def test_nbval_compares_the_line_and_ignores_the_numbers(executed, tmp_path):
+    """Another machine's digits still validate; another verdict does not."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata = {}
+    notebook.cells[1].outputs[0].metadata["ncsn"].update(value=-1.03, device="another", time="")
+    notebook.cells[2].outputs[0].data["text/plain"] = "Claim 17 holds: another line."
+    nbformat.write(notebook, tmp_path / "stored.ipynb")
+    command = [sys.executable, "-m", "pytest", "-p", "nbval.plugin", "-p", "no:cacheprovider"]
+    command += ["--nbval", "--nbval-current-env", "-rA", "-c", "/dev/null", "--rootdir=."]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert "PASSED stored.ipynb::Cell 1" in result.stdout
+    assert "FAILED stored.ipynb::Cell 2" in result.stdout
+
+
+def verdict(ledger, number, value, part=""):
+    measurement = ledger[number].parts[part]
+    return claims.Verdict(number, part, measurement.metric, measurement.accept, value)
+
+
+def test_the_scorecard_has_a_row_for_every_number(ledger):
+    verdicts = [verdict(ledger, 1, -1.0), verdict(ledger, 2, 20.0, "small")]
+    table = scorecard.rows(ledger, verdicts, executed={"01_first", "02_second"})
+    assert [(r.claim.id, r.part, r.status) for r in table] == [
+        (1, "", "holds"),
+        (2, "small", "fails"),
+        (2, "large", "not measured"),
+        (3, "", "not measured"),
+    ]
+    assert [r.regressed for r in table] == [False, True, False, False]
+    assert [r.forgotten for r in table] == [False, False, True, False]
+    assert scorecard.summary(table) == "Claims: 1 hold, 1 fail, 1 not measured"
+
+
+def test_a_number_reported_twice_hides_neither_report(ledger):
+    verdicts = [verdict(ledger, 1, -1.0), verdict(ledger, 1, -2.0)]
+    table = scorecard.rows({1: ledger[1]}, verdicts, executed={"01_first"})
+    assert [r.status for r in table] == ["holds", "fails"]
+    assert scorecard.summary(table) == "Claims: 0 hold, 1 fail, 0 not measured"
+
+
+def test_a_claim_expected_to_fail_is_no_regression(ledger):
+    (failing,) = scorecard.rows({3: ledger[3]}, [verdict(ledger, 3, 0.9)], {"03_third"})
+    assert failing.status == "fails"
+    assert not failing.regressed
+    (holding,) = scorecard.rows({3: ledger[3]}, [verdict(ledger, 3, 0.1)], {"03_third"})
+    assert "holds (expected: fails)" in scorecard.render([holding])
+
+
+def test_the_scorecard_fits_the_terminal(ledger):
+    verdicts = [verdict(ledger, 1, -1.0), verdict(ledger, 2, 20.0, "small")]
+    text = scorecard.render(scorecard.rows(ledger, verdicts, {"01_first"}), width=110)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "within [−1.1, −0.9]" in text
+    assert "02_second (not executed)" in text

@@ -1,0 +1,131 @@
+"""Presets, profiles and the values that a training configuration accepts."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from ncsn_core.config import TrainingConfig, load_config, presets, profiles
+from ncsn_core.data import DATASETS
+from ncsn_core.errors import UnknownNameError
+
+
+@pytest.mark.parametrize("profile", profiles())
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_loads_under_every_profile(preset, profile):
+    config = load_config(preset, profile)
+    assert (config.preset, config.profile) == (preset, profile)
+    assert config.dataset in DATASETS
+    assert config.sigmas().shape == (config.levels,)
+    assert config.checkpoint_every % config.log_every == 0
+
+
+def test_presets_and_profiles_are_the_promised_ones():
+    assert presets() == ("mnist", "fashion_mnist", "cifar10", "celeba")
+    assert profiles() == ("smoke", "cpu", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("preset", "channels", "shape", "flip"),
+    [
+        ("mnist", 64, (1, 28), False),
+        ("fashion_mnist", 64, (1, 28), False),
+        ("cifar10", 128, (3, 32), True),
+        ("celeba", 128, (3, 32), True),
+    ],
+)
+def test_gpu_profile_is_the_papers_setting(preset, channels, shape, flip):
+    config = load_config(preset, "gpu")
+    assert config.channels == channels
+    assert (config.image_channels, config.image_size) == shape
+    assert config.flip is flip
+    assert (config.sigma_first, config.sigma_last, config.levels) == (1.0, 0.01, 10)
+    assert (config.steps, config.batch_size, config.learning_rate) == (200_000, 128, 1e-3)
+    assert (config.rate_schedule, config.gradient_clip) == ("constant", None)
+    assert (config.weight_power, config.keep_means, config.train_images) == (2.0, True, None)
+    assert config.checkpoint_every == 5000
+
+
+def test_overrides_replace_single_values():
+    config = load_config("mnist", "smoke", steps=7, gradient_clip=1.0)
+    assert dataclasses.replace(load_config(), steps=7, gradient_clip=1.0) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "mnits"}, "unknown preset 'mnits'; known: mnist, fashion_mnist, cifar10"),
+        ({"profile": "tpu"}, "unknown profile 'tpu'; known: smoke, cpu, gpu"),
+        ({"learning_rte": 1e-3}, "unknown setting 'learning_rte'; known: .*learning_rate"),
+        ({"rate_schedule": "linear"}, "'linear'; known: constant, cosine"),
+    ],
+)
+def test_unknown_names_list_the_known_ones(arguments, message):
+    with pytest.raises(UnknownNameError, match=message):
+        load_config(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("steps", "30", "a whole number"),
+        ("steps", 30.0, "a whole number"),
+        ("steps", True, "a whole number"),
+        ("steps", None, "a whole number"),
+        ("learning_rate", "fast", "a number"),
+        ("learning_rate", False, "a number"),
+        ("flip", 1, "true or false"),
+        ("flip", "yes", "true or false"),
+        ("dataset", 3, "a word"),
+        ("train_images", 1.5, "a whole number or null"),
+        ("gradient_clip", "1", "a number or null"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name, value, accepted):
+    with pytest.raises(ValueError, match=f"{name} must be {accepted}; got {value!r}"):
+        load_config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+        ({"checkpoint_every": -5}, "checkpoint_every must be at least 1"),
+        ({"log_every": 4, "checkpoint_every": 10}, "multiple of log_every; got 10 and 4"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
+        ({"ema_decay": -0.1}, "ema_decay"),
+        ({"ema_decay": math.nan}, "ema_decay"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive and finite"),
+        ({"learning_rate": math.inf}, "learning_rate must be positive and finite"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive and finite"),
+        ({"gradient_clip": 0.0}, "gradient_clip must be positive and finite"),
+        ({"sigma_first": 0.001}, "decrease"),
+        ({"sigma_last": 0.0}, "positive"),
+        ({"sigma_first": math.inf}, "finite"),
+        ({"levels": 0}, "at least 1"),
+        ({"weight_power": math.nan}, "weight_power"),
+        ({"train_images": 0}, "train_images"),
+        ({"train_images": -1}, "train_images"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_config(**changes)
+
+
+def test_whole_numbers_are_accepted_where_a_number_is():
+    assert load_config(learning_rate=1, gradient_clip=5).gradient_clip == 5
+
+
+def test_round_trip_through_json():
+    config = load_config("cifar10", "cpu", gradient_clip=0.5, seed=3)
+    assert TrainingConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config().steps = 5

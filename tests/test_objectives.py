@@ -1,0 +1,243 @@
+"""Multi-level denoising score matching against closed forms for Gaussian data."""
+
+import pytest
+import torch
+
+from ncsn_core.objectives import multilevel_denoising_score_matching
+from ncsn_core.randomness import generator_for
+from ncsn_core.schedules import geometric_ladder
+
+SIGMAS = geometric_ladder()
+MEAN, SPREAD = 0.4, 0.3  # of the Gaussian data of this module
+
+
+def zero(x, sigma):
+    return torch.zeros_like(x)
+
+
+def column(sigma, x):
+    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def exact(x, sigma):
+    """∇ log q_σ for data N(MEAN, SPREAD² I): q_σ is N(MEAN, (SPREAD² + σ²) I)."""
+    return (MEAN - x) / (SPREAD**2 + column(sigma, x) ** 2)
+
+
+def gaussian_data(count, *shape, seed=0):
+    return MEAN + SPREAD * torch.randn(count, *shape, generator=generator_for(seed, 0))
+
+
+def inputs(count=12, shape=(2, 3, 3)):
+    x = gaussian_data(count, *shape)
+    levels = torch.arange(count) % len(SIGMAS)
+    noise = torch.randn(x.shape, generator=generator_for(0, 1))
+    return x, {"levels": levels, "noise": noise}
+
+
+def within(values, expected, errors=4.0):
+    """Whether a mean is as expected, within so many standard errors."""
+    standard_error = values.std() / len(values) ** 0.5
+    return bool((values.mean() - expected).abs() < errors * standard_error)
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+def test_zero_score_has_the_loss_of_the_noise_itself():
+    x, given = inputs()
+    loss = multilevel_denoising_score_matching(zero, x, SIGMAS, **given)
+    expected = 0.5 * given["noise"].square().flatten(1).sum(1)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_zero_score_has_half_the_dimension_in_expectation():
+    x = torch.rand(4000, 1, 14, 14)
+    loss = multilevel_denoising_score_matching(zero, x, SIGMAS, generator=generator_for(0))
+    assert within(loss, 14 * 14 / 2)
+    assert loss.std() == pytest.approx((14 * 14 / 2) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("power", [-2.0, 0.0, 1.0, 2.0])
+def test_loss_is_its_formula(power):
+    x, given = inputs()
+    loss = multilevel_denoising_score_matching(exact, x, SIGMAS, weight_power=power, **given)
+    for i, level in enumerate(given["levels"]):
+        sigma = SIGMAS[level].double()
+        noised = x[i].double() + sigma * given["noise"][i].double()
+        score = (MEAN - noised) / (SPREAD**2 + sigma**2)
+        residual = score + (noised - x[i].double()) / sigma**2
+        expected = sigma**power * 0.5 * residual.square().sum()
+        torch.testing.assert_close(loss[i].double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("level", [0, 4, 9])
+def test_exact_score_reaches_the_known_floor(level):
+    """σ²·½(D/σ² − E‖∇ log q_σ‖²) = ½ D s²/(s² + σ²) for Gaussian data of standard deviation s."""
+    dimension, count = 8, 20_000
+    loss = multilevel_denoising_score_matching(
+        exact,
+        gaussian_data(count, dimension),
+        SIGMAS,
+        levels=torch.full((count,), level),
+        generator=generator_for(0, 2),
+    )
+    variance = float(SIGMAS[level]) ** 2
+    assert within(loss, 0.5 * dimension * SPREAD**2 / (SPREAD**2 + variance))
+
+
+def test_exact_score_is_a_stationary_point():
+    """The gradient of the expected loss along x̃-linear and constant changes is zero there."""
+    count = 20_000
+    slope, offset = (torch.full((count, 1), v, requires_grad=True) for v in (1.0, 0.0))
+    multilevel_denoising_score_matching(
+        lambda x, sigma: slope * exact(x, sigma) + offset,
+        gaussian_data(count, 4),
+        SIGMAS,
+        generator=generator_for(0, 3),
+    ).sum().backward()
+    assert within(slope.grad, 0.0)
+    assert within(offset.grad, 0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, sigma: -exact(x, sigma),  # the sign of the score
+        lambda x, sigma: 1.2 * exact(x, sigma),
+        lambda x, sigma: exact(x, 1.2 * sigma),  # the score of another noise level
+        lambda x, sigma: exact(x, 0 * sigma),  # ∇ log p instead of ∇ log q_σ
+    ],
+    ids=["sign", "scale", "level", "no noise"],
+)
+def test_every_other_score_has_a_larger_loss(wrong):
+    x = gaussian_data(20_000, 4)
+    losses = [
+        multilevel_denoising_score_matching(score, x, SIGMAS, generator=generator_for(0, 4))
+        for score in (exact, wrong)
+    ]
+    excess = losses[1] - losses[0]
+    assert excess.mean() > 4 * excess.std() / len(x) ** 0.5
+
+
+# --- what is drawn -----------------------------------------------------------------------------
+
+
+def test_levels_are_uniform():
+    seen = []
+
+    def watched(x, sigma):
+        seen.append(sigma)
+        return torch.zeros_like(x)
+
+    x = torch.zeros(20_000, 1)
+    multilevel_denoising_score_matching(watched, x, SIGMAS, generator=generator_for(0))
+    counts = torch.stack([(seen[0] == sigma).sum() for sigma in SIGMAS]).double()
+    assert counts.sum() == len(x)
+    chi_squared = ((counts - 2000) ** 2 / 2000).sum()
+    assert chi_squared < 27.88  # 9 degrees of freedom, exceeded once in a thousand
+
+
+def test_noise_is_standard_normal():
+    """Moments of z = (x̃ − x)/σ; uniform noise in [0, 1] would fail each of them."""
+    seen = []
+
+    def watched(x, sigma):
+        seen.append(x / column(sigma, x))
+        return torch.zeros_like(x)
+
+    multilevel_denoising_score_matching(
+        watched, torch.zeros(1000, 100), SIGMAS, generator=generator_for(0)
+    )
+    z = seen[0].flatten()
+    for power, expected in enumerate([0.0, 1.0, 0.0, 3.0], start=1):
+        assert within(z**power, expected), f"moment {power}"
+
+
+def test_noise_is_not_shared_between_images_pixels_or_levels():
+    seen = []
+
+    def watched(x, sigma):
+        seen.append(x / column(sigma, x))
+        return torch.zeros_like(x)
+
+    multilevel_denoising_score_matching(
+        watched, torch.zeros(50, 40), SIGMAS, generator=generator_for(0)
+    )
+    assert len(seen[0].unique()) > 0.99 * seen[0].numel()
+
+
+def test_generator_decides_everything_that_is_drawn():
+    x, _ = inputs()
+
+    def loss(*stream):
+        return multilevel_denoising_score_matching(
+            exact, x, SIGMAS, generator=generator_for(*stream)
+        )
+
+    torch.manual_seed(1)
+    first = loss(5)
+    torch.manual_seed(2)
+    assert torch.equal(first, loss(5))
+    assert not torch.equal(first, loss(6))
+
+
+def test_levels_and_noise_can_be_injected_alone():
+    x, given = inputs()
+    full = multilevel_denoising_score_matching(exact, x, SIGMAS, **given)
+    torch.manual_seed(0)
+    drawn = torch.randint(len(SIGMAS), (len(x),))
+    torch.manual_seed(0)
+    partly = multilevel_denoising_score_matching(exact, x, SIGMAS, noise=given["noise"])
+    again = multilevel_denoising_score_matching(
+        exact, x, SIGMAS, noise=given["noise"], levels=drawn
+    )
+    assert torch.equal(partly, again)
+    assert not torch.equal(full, partly)
+
+
+# --- shapes and side effects -------------------------------------------------------------------
+
+
+def test_order_of_the_batch_does_not_matter():
+    x, given = inputs()
+    order = torch.randperm(len(x))
+    shuffled = {name: value[order] for name, value in given.items()}
+    torch.testing.assert_close(
+        multilevel_denoising_score_matching(exact, x[order], SIGMAS, **shuffled),
+        multilevel_denoising_score_matching(exact, x, SIGMAS, **given)[order],
+    )
+
+
+def test_data_is_not_modified():
+    x, given = inputs()
+    before = x.clone(), given["noise"].clone()
+    multilevel_denoising_score_matching(exact, x, SIGMAS, **given)
+    assert torch.equal(x, before[0])
+    assert torch.equal(given["noise"], before[1])
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 4, 4), (3, 2, 2, 2)])
+def test_one_loss_per_sample_whatever_the_shape(shape):
+    loss = multilevel_denoising_score_matching(zero, torch.zeros(5, *shape), SIGMAS)
+    assert loss.shape == (5,)
+
+
+def test_double_precision_stays():
+    x = torch.zeros(5, 3, dtype=torch.float64)
+    assert multilevel_denoising_score_matching(zero, x, SIGMAS).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, sigma: x.flatten(1),
+        lambda x, sigma: x[:, :1],  # would broadcast silently
+        lambda x, sigma: x[:-1],
+        lambda x, sigma: sigma,
+    ],
+    ids=["flat", "one channel", "one image less", "sigma"],
+)
+def test_a_score_of_another_shape_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"shape of its input, \(4, 2, 3, 3\)"):
+        multilevel_denoising_score_matching(wrong, torch.zeros(4, 2, 3, 3), SIGMAS)

@@ -1,0 +1,145 @@
+"""The ladder of noise levels, the loss weight and the step sizes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ncsn_core.schedules import (
+    geometric_ladder,
+    langevin_step_sizes,
+    loss_weight,
+    validate_ladder,
+)
+
+INF, NAN = math.inf, math.nan
+
+# Noise levels that float32 holds without loss.
+positive = st.floats(2.0**-13, 2.0**13, width=32)
+
+
+def test_the_papers_ladder():
+    sigmas = geometric_ladder()
+    assert sigmas.dtype == torch.float32
+    assert sigmas.shape == (10,)
+    assert sigmas[0] == 1.0
+    assert sigmas[-1] == torch.tensor(0.01)
+    ratios = sigmas[1:] / sigmas[:-1]
+    torch.testing.assert_close(ratios, torch.full((9,), 0.01 ** (1 / 9)))
+    assert float(ratios[0]) == pytest.approx(0.5995, abs=5e-5)
+
+
+@given(ends=st.tuples(positive, positive), levels=st.integers(2, 60))
+def test_a_ladder_falls_evenly_from_end_to_end(ends, levels):
+    first, last = max(ends), min(ends)
+    if last > 0.99 * first:
+        first = 2 * last
+    sigmas = geometric_ladder(first, last, levels)
+    assert sigmas[0] == torch.tensor(first)
+    assert sigmas[-1] == torch.tensor(last)
+    assert torch.equal(validate_ladder(sigmas), sigmas)
+    ratio = (last / first) ** (1 / (levels - 1))
+    torch.testing.assert_close(
+        sigmas[1:] / sigmas[:-1], torch.full((levels - 1,), ratio), rtol=1e-5, atol=0
+    )
+
+
+def test_a_single_level_is_a_ladder_when_its_ends_agree():
+    assert geometric_ladder(0.01, 0.01, 1).tolist() == pytest.approx([0.01])
+    with pytest.raises(ValueError, match="first == last"):
+        geometric_ladder(1.0, 0.01, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "levels", "complaint"),
+    [
+        (1.0, 0.01, 0, "at least 1"),
+        (1.0, 0.01, -3, "at least 1"),
+        (0.01, 1.0, 10, "decrease"),
+        (1.0, 1.0, 2, "decrease"),
+        (1.0, 0.0, 10, "positive"),
+        (1.0, -0.01, 10, "positive"),
+        (-1.0, -2.0, 10, "positive"),
+        (INF, 0.01, 10, "finite"),
+        (NAN, 0.01, 10, "finite"),
+        (1.0, NAN, 10, "finite"),
+        (1e39, 0.01, 10, "level 1 is inf"),  # beyond float32
+        (1.0, 1e-60, 10, "level 8 is 0"),
+        (1.0, 0.9999999, 10, "strictly"),  # closer than float32 can tell apart
+    ],
+)
+def test_ladders_that_are_refused(first, last, levels, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        geometric_ladder(first, last, levels)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ([], "shape"),
+        ([[1.0, 0.1]], "shape"),
+        (0.1, "shape"),
+        ([1.0, 0.0], "level 2 is 0"),
+        ([1.0, -0.1], "level 2 is -0.1"),
+        ([INF, 1.0], "level 1 is inf"),
+        ([1.0, NAN], "level 2 is nan"),
+        ([1.0, 0.1, 0.2], "level 3 is 0.2"),
+        ([1.0, 1.0], "strictly"),
+    ],
+)
+def test_validation_names_the_level_at_fault(values, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        validate_ladder(torch.tensor(values))
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=6))
+def test_what_passes_validation_is_positive_finite_and_decreasing(values):
+    sigmas = torch.tensor(values)
+    good = bool(
+        torch.isfinite(sigmas).all() and (sigmas > 0).all() and (sigmas.diff() < 0).all()
+    )
+    try:
+        validate_ladder(sigmas)
+        passed = True
+    except ValueError:
+        passed = False
+    assert passed == good
+
+
+@pytest.mark.parametrize(("power", "expected"), [(2.0, 0.25), (0.0, 1.0), (-2.0, 4.0)])
+def test_loss_weight_is_a_power_of_sigma(power, expected):
+    assert loss_weight(torch.tensor([0.5]), power).tolist() == [expected]
+
+
+def test_loss_weight_of_the_paper_is_the_square():
+    sigmas = geometric_ladder()
+    assert torch.equal(loss_weight(sigmas), sigmas**2)
+
+
+def test_step_sizes_are_proportional_to_the_variance_and_end_at_epsilon():
+    sigmas = geometric_ladder()
+    alphas = langevin_step_sizes(sigmas, 2e-5)
+    assert float(alphas[-1]) == pytest.approx(2e-5)
+    assert float(alphas[0]) == pytest.approx(2e-5 * 1e4, rel=1e-5)
+    torch.testing.assert_close(alphas / sigmas**2, torch.full((10,), 0.2), rtol=1e-5, atol=0)
+
+
+@given(epsilon=st.floats(1e-8, 1e2), factor=st.sampled_from([2.0, 0.5, 8.0]))
+def test_step_sizes_do_not_depend_on_the_unit_of_the_data(epsilon, factor):
+    sigmas = geometric_ladder()
+    torch.testing.assert_close(
+        langevin_step_sizes(factor * sigmas, epsilon), langevin_step_sizes(sigmas, epsilon)
+    )
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -2e-5, INF, NAN])
+def test_step_sizes_need_a_positive_finite_epsilon(epsilon):
+    with pytest.raises(ValueError, match="epsilon must be positive and finite"):
+        langevin_step_sizes(geometric_ladder(), epsilon)
+
+
+def test_step_sizes_need_a_ladder():
+    with pytest.raises(ValueError, match="decrease strictly; level 2 is 1.0 after 0.5"):
+        langevin_step_sizes(torch.tensor([0.5, 1.0]), 2e-5)
