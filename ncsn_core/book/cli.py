@@ -238,6 +238,19 @@ def _listed(numbers: list[int]) -> str:
 
 
 @book.command()
+@click.argument("checkpoint", default="mnist")
+@_speaks_plainly
+def gallery(checkpoint: str) -> None:
+    """Draw the front page's pictures from the results that ship with CHECKPOINT."""
+    from ncsn_core import checkpoints
+    from ncsn_core.book.gallery import write
+
+    root = find_root()
+    for path in write(checkpoints.load(checkpoint), root / "book" / "_static"):
+        click.echo(f"{path.relative_to(root)}: {path.stat().st_size / 1024:.0f} KiB")
+
+
+@book.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @_speaks_plainly
 def serve(port: int) -> None:

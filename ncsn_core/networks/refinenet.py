@@ -199,8 +199,8 @@ class MultiResolutionFusion(nn.Module):
 class ChainedResidualPooling(nn.Module):
     """Gather context from a growing window: twice norm → 5×5 pool → 3×3 conv, every stage summed.
 
-    The paper's text says max pooling, after RefineNet; the authors' code pools by the *average*
-    (zero padding counted), and so do we.
+    RefineNet pools by the maximum.  The paper pools by the average, zero padding counted, as style
+    transfer does for smoother images; its code keeps the name `maxpool`.
     """
 
     def __init__(

@@ -1,0 +1,70 @@
+"""Model cards and the front page's pictures are made from the records alone."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncsn_core import checkpoints
+from ncsn_core.book import gallery
+from ncsn_core.book.cards import card, results_card, table
+
+STATIC = Path(__file__).parents[1] / "book" / "_static"
+NCSN = checkpoints.available("ncsn")
+
+
+def test_a_table_has_a_line_for_each_row():
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+@pytest.mark.parametrize("name", checkpoints.available())
+def test_a_card_names_origin_and_hashes(name):
+    record = checkpoints.load(name)
+    text = card(record)
+    assert record.weights_sha256[:16] in text
+    assert record.provenance["device"] in text
+    assert record.provenance["commit"] in text
+
+
+def test_results_need_a_bundle():
+    with pytest.raises(ValueError, match="no results bundles"):
+        results_card(checkpoints.load(NCSN[0]), [])
+
+
+def test_results_stand_beside_floor_and_ceiling_with_their_count():
+    model = checkpoints.load("mnist")
+    bundle = model.bundle(gallery.BUNDLE)
+    text = results_card(model, [bundle])
+    assert "floor" in text
+    assert f"| images | {bundle.metrics['count']:,} |" in text
+    assert f"{bundle.metrics['fid']['samples']:,.1f}" in text
+
+
+def test_the_sheet_shows_the_first_samples_in_order():
+    images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 4, 4) * 20
+    sheet = np.asarray(gallery.sample_sheet(images, columns=3, enlarge=1))
+    assert sheet[0, 0] == 0
+    assert sheet[0, 6] == 20
+    assert sheet[-1, -1] == 160  # nine of twelve
+
+
+def test_the_animation_ends_on_the_last_moment():
+    frames = torch.zeros(3, 4, 1, 4, 4, dtype=torch.uint8)
+    frames[-1] = 255
+    picture = Image.open(io.BytesIO(gallery.emerging(frames, enlarge=1)))
+    assert picture.n_frames >= 3
+    picture.seek(picture.n_frames - 1)
+    assert np.asarray(picture.convert("L")).min() == 255
+
+
+def test_the_front_page_shows_the_shipped_network():
+    expected = gallery.sample_sheet(
+        checkpoints.load("mnist").bundle(gallery.BUNDLE).tensors("results")["samples"]
+    )
+    with Image.open(STATIC / "mnist_samples.png") as shown:
+        assert np.array_equal(np.asarray(shown.convert("L")), np.asarray(expected)), (
+            "the front page shows other samples: run `ncsn book gallery`"
+        )
