@@ -98,6 +98,7 @@ class Record:
         except SafetensorError as error:
             raise CorruptFileError(f"{path.name} is not a safetensors file: {error}") from error
 
+    @property
     def sigmas(self) -> Float[Tensor, " levels"]:
         """The noise ladder of an NCSN."""
         c = self.config
@@ -126,7 +127,7 @@ class Record:
         self._fill(network)
         network.fuse_normalizations(fuse)
         network = network.to(memory_format=torch.channels_last)
-        score = NoiseConditionalScore(network, self.sigmas(), autocast=autocast)
+        score = NoiseConditionalScore(network, self.sigmas, autocast=autocast)
         return score.to(device).eval().requires_grad_(False)
 
     def classifier(self, device: torch.device | str = "cpu") -> DigitClassifier:

@@ -87,8 +87,9 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value}")
-        self.sigmas()
+        geometric_ladder(self.sigma_first, self.sigma_last, self.levels)
 
+    @property
     def sigmas(self) -> Float[Tensor, " levels"]:
         """The noise levels."""
         return geometric_ladder(self.sigma_first, self.sigma_last, self.levels)

@@ -16,5 +16,5 @@ def generator_for(seed: int, *stream: int, device: torch.device | str = "cpu") -
         stream: what the numbers are for, each at least 0.
         device: where the generator lives.  Different kinds of device give different numbers.
     """
-    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -7,8 +7,12 @@ anywhere continues from its last checkpoint with the losses that it would have h
 
 import math
 import shutil
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from ncsn_core.errors import NCSNError, NonFiniteLossError
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.objectives import multilevel_denoising_score_matching
 
+ADVICE = "The last checkpoint is kept. Try a smaller learning_rate, a gradient_clip, or precision 32-true"
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
@@ -89,6 +94,7 @@ def train(
     data_root: Path | str | None = None,
     download: bool = False,
     minutes: float | None = None,
+    start_from: Record | None = None,
     progress: bool = True,
 ) -> Record:
     """Train an NCSN (Song & Ermon 2019, §4.2), or go on where an earlier call stopped.
@@ -103,6 +109,8 @@ def train(
         compile: fuse the normalizations with `torch.compile`; None means where that is possible.
         data_root, download: see `ncsn_core.data.load_images`.
         minutes: stop after the first checkpoint beyond this many minutes, to be continued.
+        start_from: a checkpoint whose weights a new run starts from, instead of random ones.  Which
+            it was goes into the provenance.
         progress: show a bar with the loss and the speed.
 
     Returns:
@@ -112,8 +120,8 @@ def train(
     Raises:
         NCSNError: when `folder` holds a run that differs in more than `steps`, or when the data is
             missing.
-        NonFiniteLossError: at the first infinite or NaN loss; the last checkpoint is kept.
-        KeyboardInterrupt: after saving the last completed step.
+        NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
+        KeyboardInterrupt: after finishing and saving the step that was under way.
     """
     folder = Path(folder)
     target = pick_device(device)
@@ -138,6 +146,8 @@ def train(
     run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
     if previous is not None:
         run.restore(previous)
+    elif start_from is not None:
+        run.start_from(start_from)
 
     stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
     stop_at = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -149,7 +159,7 @@ def train(
         disable=not progress,
     )
     try:
-        with bar:
+        with bar, _interrupts_wait() as interrupted:
             for step, x, generator in stream:
                 run.advance(step, x, generator)
                 bar.update()
@@ -158,14 +168,42 @@ def train(
                     bar.set_postfix_str(f"loss {loss:.2f}, {speed:.0f} images/s")
                 if run.step == config.steps:
                     break
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 if run.step % config.checkpoint_every == 0:
                     run.save(folder)
                     if time.monotonic() > stop_at:
                         return checkpoints.load(folder)
     except KeyboardInterrupt:
-        run.save(folder)
+        if run.whole:
+            run.save(folder)
         raise
     return run.save(folder)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[threading.Event]:
+    """Let Ctrl-C and SIGTERM set an event, so that a step is never left half done.
+
+    A second Ctrl-C interrupts at once.  Only the main thread can do this; elsewhere signals keep
+    their way.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
@@ -201,8 +239,9 @@ class _Run:
             self.average = AveragedModel(
                 network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
             )
-        self.score = NoiseConditionalScore(self.wrapped, config.sigmas().to(device))
+        self.score = NoiseConditionalScore(self.wrapped, config.sigmas.to(device))
         self.step = 0
+        self.whole = True  # False while a step is half done
         self.losses: list[Tensor] = []
         self.history: dict[str, list[Any]] = {"step": [], "loss": []}
         self.seconds = 0.0
@@ -216,6 +255,7 @@ class _Run:
 
     def advance(self, step: int, x: Tensor, generator: torch.Generator) -> None:
         """One optimizer step on the batch of step `step`."""
+        self.whole = False
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
         loss = multilevel_denoising_score_matching(
@@ -236,33 +276,47 @@ class _Run:
             self.average.update_parameters(self.network)
         self.losses.append(loss.detach())
         self.step = step + 1
+        self.whole = True
 
     def log(self) -> tuple[float, float]:
         """Move the losses since the last log into the history; mean loss and images a second."""
-        losses = torch.stack(self.losses).float().cpu()
-        first = self.step - len(losses)
-        finite = torch.isfinite(losses)
-        if not finite.all():
-            bad = first + int((~finite).nonzero()[0])
-            raise NonFiniteLossError(
-                f"the loss of step {bad + 1} is {losses[bad - first].item()}. The last checkpoint "
-                f"is kept. Try a smaller learning_rate, a gradient_clip, or precision 32-true"
-            )
-        now = time.monotonic()
-        elapsed, self.clock = now - self.clock, now
-        self.seconds += elapsed
+        losses = self.finite_losses()
+        elapsed = self.tick()
         self.losses = []
         mean = float(losses.mean())
         self.history["step"].append(self.step)
         self.history["loss"].append(round(mean, 4))
         return mean, len(losses) * self.config.batch_size / elapsed
 
+    def tick(self) -> float:
+        """Add the time since the last call to the run's; returns it."""
+        now = time.monotonic()
+        elapsed, self.clock = now - self.clock, now
+        self.seconds += elapsed
+        return elapsed
+
+    def finite_losses(self) -> Tensor:
+        """The losses since the last log; raises `NonFiniteLossError` at the first that is none."""
+        losses = torch.stack(self.losses).float().cpu() if self.losses else torch.zeros(0)
+        first = self.step - len(losses)
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            bad = first + int((~finite).nonzero()[0])
+            raise NonFiniteLossError(
+                f"the loss of step {bad + 1} is {losses[bad - first].item()}. {ADVICE}"
+            )
+        return losses
+
     def save(self, folder: Path) -> Record:
         """Write a checkpoint."""
-        if self.losses:
-            self.log()
+        pending = self.finite_losses()
+        self.tick()
         weights = _plain(self.network.state_dict())
-        state = {f"network.{k}": v for k, v in weights.items()}
+        if not all(torch.isfinite(w).all() for w in weights.values()):
+            raise NonFiniteLossError(
+                f"the weights after step {self.step} are not finite, though the loss is. {ADVICE}"
+            )
+        state = {f"network.{k}": v for k, v in weights.items()} | {"losses": pending}
         names = [name for name, _ in self.network.named_parameters()]
         for name, slots in self.optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
@@ -284,6 +338,18 @@ class _Run:
         self.clock = time.monotonic()
         return record
 
+    def start_from(self, record: Record) -> None:
+        """Take the weights of another run, whose averaged ones are the better start."""
+        self.network.load_state_dict(record.tensors())
+        if isinstance(self.average, AveragedModel):
+            self.average.module.load_state_dict(record.tensors())
+        self.origin["started_from"] = {
+            "name": record.name,
+            "step": record.manifest["step"],
+            "commit": record.provenance["commit"],
+            "weights_sha256": record.weights_sha256,
+        }
+
     def restore(self, record: Record) -> None:
         """Go back to what `save` wrote."""
         state = record.tensors("state")
@@ -304,12 +370,15 @@ class _Run:
             }
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
         self.step = record.manifest["step"]
+        self.losses = list(state["losses"].to(self.score.sigmas.device))
         self.history = record.history
         self.seconds = record.provenance["seconds"]
         plans = record.provenance["plans"]
         if plans[-1]["steps"] != self.config.steps:
             plans = [*plans, {"from_step": self.step, "steps": self.config.steps}]
         self.origin["plans"] = plans
+        if "started_from" in record.provenance:
+            self.origin["started_from"] = record.provenance["started_from"]
         self.clock = time.monotonic()
 
 

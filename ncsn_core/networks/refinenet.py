@@ -181,7 +181,7 @@ class MultiResolutionFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.norms = nn.ModuleList(
-            ConditionalInstanceNormPlus(n, levels, keep_means=keep_means) for n in inputs
+            ConditionalInstanceNormPlus(n, levels, keep_means=keep_means, elu=False) for n in inputs
         )
         self.convs = nn.ModuleList(conv3x3(n, outputs, bias=True) for n in inputs)
 
