@@ -101,8 +101,11 @@ class Record:
     @property
     def sigmas(self) -> Float[Tensor, " levels"]:
         """The noise ladder of an NCSN."""
-        c = self.config
-        return geometric_ladder(c["sigma_first"], c["sigma_last"], c["levels"])
+        try:
+            c = self.config
+            return geometric_ladder(c["sigma_first"], c["sigma_last"], c["levels"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._bad_configuration(error) from error
 
     def score(
         self,
@@ -123,7 +126,10 @@ class Record:
             CorruptFileError: when the weights do not fit the configuration.
         """
         self._expect("ncsn")
-        network = build_network(self.config)
+        try:
+            network = build_network(self.config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._bad_configuration(error) from error
         self._fill(network)
         network.fuse_normalizations(fuse)
         network = network.to(memory_format=torch.channels_last)
@@ -163,11 +169,16 @@ class Record:
     @property
     def weights_sha256(self) -> str:
         """SHA-256 of the file with the weights."""
+        if "weights" not in self.manifest["files"]:
+            raise UnknownNameError("part of this record", "weights", self.manifest["files"])
         return self.manifest["files"]["weights"]["sha256"]
 
     def _expect(self, kind: str) -> None:
         if self.kind != kind:
             raise UnknownNameError(f"checkpoint of kind {kind!r}", self.name, available(kind))
+
+    def _bad_configuration(self, error: Exception) -> CorruptFileError:
+        return CorruptFileError(f"the configuration of {self.name!r} describes no NCSN: {error!r}")
 
     def _fill(self, network: nn.Module) -> None:
         weights = {name: tensor.float() for name, tensor in self.tensors().items()}
@@ -216,14 +227,34 @@ def load(name_or_path: str | Path) -> Record:
 def _read(folder: Path) -> Record:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        complete = isinstance(manifest["kind"], str) and isinstance(manifest["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CorruptFileError(
             f"the {MANIFEST} of record {folder.name!r} cannot be read: {error!r}"
         ) from error
-    if not complete:
+    if not _complete(manifest):
         raise CorruptFileError(f"the {MANIFEST} of record {folder.name!r} is incomplete")
     return Record(folder, manifest)
+
+
+def _complete(manifest: Any) -> bool:
+    def is_file(entry: Any) -> bool:
+        return (
+            isinstance(entry, dict)
+            and isinstance(entry.get("sha256"), str)
+            and isinstance(entry.get("name"), str)
+            and Path(entry["name"]).name == entry["name"]  # never outside of the record
+        )
+
+    return (
+        isinstance(manifest, dict)
+        and isinstance(manifest.get("kind"), str)
+        and isinstance(manifest.get("files"), dict)
+        and all(is_file(entry) for entry in manifest["files"].values())
+        and all(
+            isinstance(manifest.get(key, {}), dict)
+            for key in ("config", "metrics", "history", "provenance")
+        )
+    )
 
 
 def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manifest: Any) -> Record:

@@ -69,9 +69,12 @@ class TrainingConfig:
             value = getattr(self, field.name)
             if not _fits(value, field.type):
                 raise ValueError(f"{field.name} must be {_describe(field.type)}; got {value!r}")
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "train_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if not math.isfinite(self.weight_power):
+            raise ValueError(f"weight_power must be finite; got {self.weight_power}")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every must be a multiple of log_every; "

@@ -57,4 +57,4 @@ def multilevel_denoising_score_matching(
             f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(predicted.shape)}"
         )
     residual = predicted + noise / column
-    return loss_weight(sigma, weight_power) * 0.5 * residual.square().flatten(1).sum(1)
+    return loss_weight(sigma, weight_power) * 0.5 * residual.square().reshape(len(x), -1).sum(1)

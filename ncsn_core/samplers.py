@@ -66,7 +66,7 @@ def annealed_langevin(
         The last samples, not clipped.
 
     Raises:
-        ValueError: for an invalid ladder, ε or T.
+        ValueError: for an invalid ladder, ε or T, or a score of another shape than its input.
         FloatingPointError: when a score is not finite, naming level and step.
     """
     if steps_per_level < 1:
@@ -75,16 +75,26 @@ def annealed_langevin(
     for i, alpha in enumerate(alphas):
         sigma = sigmas[i].expand(len(x))
         for t in range(steps_per_level):
-            s = score(x, sigma)
-            if not torch.isfinite(s).all():
-                raise FloatingPointError(
-                    f"the score is not finite at level {i + 1} of {len(alphas)} "
-                    f"(sigma = {sigmas[i].item():.4g}), step {t + 1}; a smaller epsilon may help"
-                )
+            s = _checked(score, x, sigma, f"level {i + 1} of {len(alphas)}", f", step {t + 1}")
             z = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
             x = x + alpha / 2 * s + alpha**0.5 * z
             if callback is not None:
                 callback(State(i, t, sigmas[i].item(), alpha, x, s))
     if denoise:
-        x = x + sigmas[-1] ** 2 * score(x, sigmas[-1].expand(len(x)))
+        sigma = sigmas[-1].expand(len(x))
+        x = x + sigmas[-1] ** 2 * _checked(score, x, sigma, "the final denoising step")
     return x
+
+
+def _checked(score: Score, x: Tensor, sigma: Tensor, level: str, step: str = "") -> Tensor:
+    s = score(x, sigma)
+    if s.shape != x.shape:
+        raise ValueError(
+            f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
+        )
+    if not torch.isfinite(s).all():
+        raise FloatingPointError(
+            f"the score is not finite at {level} (sigma = {sigma[0].item():.4g}){step}; "
+            f"a smaller epsilon may help"
+        )
+    return s

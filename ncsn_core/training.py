@@ -30,7 +30,9 @@ from ncsn_core.errors import NCSNError, NonFiniteLossError
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.objectives import multilevel_denoising_score_matching
 
-ADVICE = "The last checkpoint is kept. Try a smaller learning_rate, a gradient_clip, or precision 32-true"
+ADVICE = (
+    "The last checkpoint is kept. Try a smaller learning_rate, a gradient_clip, or full precision"
+)
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
@@ -255,7 +257,6 @@ class _Run:
 
     def advance(self, step: int, x: Tensor, generator: torch.Generator) -> None:
         """One optimizer step on the batch of step `step`."""
-        self.whole = False
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
         loss = multilevel_denoising_score_matching(
@@ -270,6 +271,7 @@ class _Run:
             self.fabric.clip_gradients(
                 self.wrapped, self.optimizer, max_norm=self.config.gradient_clip
             )
+        self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad()
         if isinstance(self.average, AveragedModel):

@@ -26,9 +26,7 @@ from ncsn_core.randomness import generator_for
 def test_mnist_train_is_the_published_data(mnist_train):
     assert mnist_train.shape == (60_000, 1, 28, 28)
     assert mnist_train.dtype == torch.uint8
-    assert hashlib.sha256(mnist_train.numpy().tobytes()).hexdigest() == (
-        "43c7e2eb04fb006fbf3ef5b9f32b93a2ca82dd1ba1ffa1b3b3c52dc4b8bf5d2c"
-    )
+    assert int(mnist_train.long().sum()) == 1_567_298_545
     assert float(mnist_train.double().mean() / 255) == pytest.approx(0.1307, abs=5e-5)
 
 
@@ -308,19 +306,19 @@ def celeba(tmp_path, monkeypatch):
     """Aligned 178×218 JPEGs, and the five annotation files, with torchvision's MD5 list."""
     folder = tmp_path / "celeba"
     (folder / "img_align_celeba").mkdir(parents=True)
-    names = [f"{i:06d}.jpg" for i in range(1, 4)]
-    for brightness, name in zip((40, 120, 200), names, strict=True):
+    names = [f"{i:06d}.jpg" for i in range(1, 5)]
+    for brightness, name in zip((40, 120, 200, 90), names, strict=True):
         face = np.full((218, 178, 3), 255, np.uint8)  # white outside the central 140×140
         face[39:179, 19:159] = (brightness, brightness // 2, 10)
         Image.fromarray(face).save(folder / "img_align_celeba" / name, quality=95)
     attributes = ["Bald", "Hat"]
     texts = {
-        "list_eval_partition.txt": [f"{n} {s}" for n, s in zip(names, (0, 0, 2), strict=True)],
+        "list_eval_partition.txt": [f"{n} {s}" for n, s in zip(names, (0, 0, 2, 2), strict=True)],
         "identity_CelebA.txt": [f"{n} 7" for n in names],
-        "list_attr_celeba.txt": ["3", " ".join(attributes), *(f"{n} 1 -1" for n in names)],
-        "list_bbox_celeba.txt": ["3", "image_id x_1 y_1 width height"]
+        "list_attr_celeba.txt": ["4", " ".join(attributes), *(f"{n} 1 -1" for n in names)],
+        "list_bbox_celeba.txt": ["4", "image_id x_1 y_1 width height"]
         + [f"{n} 1 2 3 4" for n in names],
-        "list_landmarks_align_celeba.txt": ["3", "lefteye_x lefteye_y"]
+        "list_landmarks_align_celeba.txt": ["4", "lefteye_x lefteye_y"]
         + [f"{n} 5 6" for n in names],
     }
     listed = []
@@ -341,7 +339,7 @@ def test_celeba_is_cropped_to_140_and_resized_to_32(celeba):
         expected = torch.tensor([brightness, brightness // 2, 10]).reshape(3, 1, 1)
         assert (inner - expected).abs().max() <= 4  # JPEG
         assert image.max() < 200  # nothing of the white frame
-    assert data.load_images("celeba", "test", root=celeba).shape == (1, 3, 32, 32)
+    assert data.load_images("celeba", "test", root=celeba).shape == (2, 3, 32, 32)
 
 
 def test_celeba_has_no_labels(celeba):
@@ -363,10 +361,9 @@ def test_to_unit_reaches_both_ends():
 def test_dequantization_adds_uniform_noise_of_one_gray_level():
     images = ALL_GRAYS.expand(500, -1, -1, -1)
     noisy = data.dequantize(images, generator=generator_for(0))
-    assert noisy.min() >= 0
-    assert noisy.max() < 1
-    assert torch.equal((noisy * 256).floor().to(torch.uint8), images)  # the gray level survives
-    u = (noisy * 256 - images).double()
+    u = noisy.double() * 256 - images
+    assert u.min() >= 0
+    assert u.max() <= 1  # 1 only where float32 rounds up
     n = u.numel()
     assert float(u.mean()) == pytest.approx(0.5, abs=4 * (1 / 12 / n) ** 0.5)
     assert float(u.var()) == pytest.approx(1 / 12, rel=0.02)
@@ -426,9 +423,7 @@ def test_starting_at_a_step_equals_skipping_to_it(start, flip):
     for (step, x, generator), (again, twin, other) in zip(whole, resumed, strict=True):
         assert step == again
         assert torch.equal(x, twin)
-        assert torch.equal(
-            torch.rand(3, generator=generator), torch.rand(3, generator=other)
-        )
+        assert torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=other))
 
 
 def test_batches_do_not_depend_on_how_much_the_step_draws():
@@ -451,7 +446,9 @@ def test_seeds_give_other_orders_and_other_noise():
 def test_flips_happen_to_half_of_the_images_and_only_when_asked():
     images = numbered(100)
     assert all(gray(x)[:, 0, 0, 2].eq(200).all() for _, x, _ in take(10, images, 50))
-    flipped = torch.cat([gray(x)[:, 0, 0, 0].eq(200) for _, x, _ in take(20, images, 50, flip=True)])
+    flipped = torch.cat(
+        [gray(x)[:, 0, 0, 0].eq(200) for _, x, _ in take(20, images, 50, flip=True)]
+    )
     assert float(flipped.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / 1000**0.5)
     kept = torch.cat([gray(x)[:, 0, 0, 2].eq(200) for _, x, _ in take(20, images, 50, flip=True)])
     assert torch.equal(kept, ~flipped)
@@ -466,5 +463,7 @@ def test_batches_leave_the_images_alone():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 9])
 def test_batch_size_must_fit_the_data(batch_size):
-    with pytest.raises(ValueError, match=f"between 1 and the number of images, 8; got {batch_size}"):
+    with pytest.raises(
+        ValueError, match=f"between 1 and the number of images, 8; got {batch_size}"
+    ):
         next(data.batches(numbered(8), batch_size, seed=0))

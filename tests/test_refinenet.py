@@ -192,9 +192,7 @@ def test_normalization_is_its_formula():
     x, gamma, beta, alpha = norm_arguments()
     expected = norm_formula(x, gamma, beta, alpha).float()
     torch.testing.assert_close(instance_norm_plus(x, gamma, beta, alpha), expected)
-    torch.testing.assert_close(
-        instance_norm_plus(x, gamma, beta, alpha, elu=True), F.elu(expected)
-    )
+    torch.testing.assert_close(instance_norm_plus(x, gamma, beta, alpha, elu=True), F.elu(expected))
 
 
 def test_without_alpha_it_is_plain_instance_normalization():

@@ -196,7 +196,7 @@ def test_callback_that_draws_random_numbers_does_not_change_the_samples():
 
 
 def test_memory_does_not_grow_with_the_steps():
-    """Earlier samples are freed: at every evaluation at most the start, x and its successor live."""
+    """Earlier samples are freed: at every evaluation the start, x and one more live at most."""
     seen, alive = [], []
 
     def score(x, sigma):

@@ -97,9 +97,7 @@ def test_validation_names_the_level_at_fault(values, complaint):
 @given(st.lists(st.floats(width=32), min_size=1, max_size=6))
 def test_what_passes_validation_is_positive_finite_and_decreasing(values):
     sigmas = torch.tensor(values)
-    good = bool(
-        torch.isfinite(sigmas).all() and (sigmas > 0).all() and (sigmas.diff() < 0).all()
-    )
+    good = bool(torch.isfinite(sigmas).all() and (sigmas > 0).all() and (sigmas.diff() < 0).all())
     try:
         validate_ladder(sigmas)
         passed = True
@@ -141,5 +139,5 @@ def test_step_sizes_need_a_positive_finite_epsilon(epsilon):
 
 
 def test_step_sizes_need_a_ladder():
-    with pytest.raises(ValueError, match="decrease strictly; level 2 is 1.0 after 0.5"):
+    with pytest.raises(ValueError, match=r"decrease strictly; level 2 is 1.0 after 0.5"):
         langevin_step_sizes(torch.tensor([0.5, 1.0]), 2e-5)

@@ -41,7 +41,7 @@ def test_a_sigma_between_the_levels_is_refused(score, stranger):
 
 @pytest.mark.parametrize("values", [[0.1, 1.0], [1.0, 1.0], [1.0, 0.0], []])
 def test_sigmas_must_be_a_ladder(values):
-    with pytest.raises(ValueError, match="level|ladder"):
+    with pytest.raises(ValueError, match=r"level|ladder"):
         NoiseConditionalScore(AnswersItsLevel(), torch.tensor(values))
 
 

@@ -20,7 +20,10 @@ def card(record: Record) -> str:
             f"{record.manifest['step']:,} steps of {config['batch_size']} images; Adam, "
             f"{config['learning_rate']:g}, {config['rate_schedule']}; {_averaging(config)}"
         )
-        rows["plan"] = _plan(provenance["plans"])
+        if len(provenance["plans"]) > 1:
+            rows["planned"] = _plan(provenance["plans"])
+        if "started_from" in provenance:
+            rows["started from"] = _start(provenance["started_from"])
         rows["data"] = f"{config['dataset']}, {provenance['images']:,} training images"
         rows["precision"] = provenance["precision"]
     else:
@@ -89,6 +92,13 @@ def _plan(plans: list[dict]) -> str:
     for change in changes:
         text += f"; from step {change['from_step']:,} on, {change['steps']:,}"
     return text
+
+
+def _start(start: dict) -> str:
+    return (
+        f"the weights `{start['weights_sha256'][:16]}…` of the run {start['name']}, "
+        f"{start['step']:,} steps, commit {start['commit']}"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ncsn_core.data.idx import read_idx
-from ncsn_core.errors import MissingDataError, UnknownNameError
+from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
 from ncsn_core.randomness import generator_for
 
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "celeba")
@@ -71,7 +71,7 @@ def load_images(
     Raises:
         UnknownNameError: for another name or split.
         MissingDataError: when the files are not there and cannot be downloaded.
-        CorruptFileError: when a shipped file was altered.
+        CorruptFileError: when a file was altered or cut short.
     """
     return _load(name, split, root, download)[0].to(device)
 
@@ -108,6 +108,11 @@ def _load(
         return _torchvision(name, split, folder, download)
     except (RuntimeError, OSError) as error:
         raise MissingDataError(_where_to_put(name, folder, download, error)) from error
+    except (ValueError, AssertionError, EOFError, LookupError) as error:
+        raise CorruptFileError(
+            f"the files of {name} in {folder} cannot be read ({error!r}). "
+            f"Delete them and fetch them again"
+        ) from error
 
 
 def _mnist(split: str) -> tuple[Images, Int[Tensor, " count"]]:
@@ -169,7 +174,7 @@ def to_unit(images: Images) -> Float[Tensor, "count channel height width"]:
 def dequantize(
     images: Images, *, generator: torch.Generator | None = None
 ) -> Float[Tensor, "count channel height width"]:
-    """uint8 → float32 in [0, 1) with uniform noise of one gray level: x / 256 + u / 256.
+    """uint8 → float32 in [0, 1] with uniform noise of one gray level: x / 256 + u / 256.
 
     In the unit of [0, 1] images x/255 this is (x/255) · 255/256 + u/256, the paper's.
     """

@@ -46,4 +46,8 @@ def read_idx(path: Path, *, sha256: str | None = None) -> Tensor:
         raise CorruptFileError(
             f"{path.name} announces {announced} bytes and holds {len(raw) - header}"
         )
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)[header:].reshape(sizes).clone()
+    values = torch.frombuffer(bytearray(raw), dtype=torch.uint8)[header:].clone()
+    try:
+        return values.reshape(sizes)
+    except RuntimeError as error:  # an empty array with an absurd size
+        raise CorruptFileError(f"{path.name} announces impossible sizes: {sizes}") from error

@@ -1,0 +1,377 @@
+"""Records on disk: what is written is what is read, whatever happens in between."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ncsn_core import checkpoints
+from ncsn_core.checkpoints import MANIFEST
+from ncsn_core.errors import CorruptFileError, UnknownNameError
+from ncsn_core.networks import DigitClassifier
+from ncsn_core.schedules import geometric_ladder
+
+OLD = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}}
+NEW = {"weights": {"a": torch.ones(4)}, "state": {"b": torch.zeros(2)}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small record, OLD, in a folder."""
+    checkpoints.save(tmp_path / "record", OLD, kind="bundle", step=1)
+    return tmp_path / "record"
+
+
+def weights_file(record):
+    return record.folder / record.manifest["files"]["weights"]["name"]
+
+
+def edit_manifest(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def holds_old_record(folder):
+    record = checkpoints.load(folder)
+    return record.manifest["step"] == 1 and torch.equal(record.tensors()["a"], OLD["weights"]["a"])
+
+
+# --- round trip --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64, torch.bool]
+)
+def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
+    tensors = {"x": torch.randint(2, (3, 4)).to(dtype), "scalar": torch.ones((), dtype=dtype)}
+    checkpoints.save(tmp_path / "r", {"weights": tensors}, kind="bundle")
+    back = checkpoints.load(tmp_path / "r").tensors()
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == dtype
+        assert torch.equal(back[name], tensor)
+
+
+def test_a_record_remembers_what_is_known_about_it(record):
+    found = checkpoints.load(record.folder)
+    assert found == record
+    assert (found.name, found.kind) == ("model", "ncsn")
+    assert found.config["channels"] == 2
+    assert found.metrics == {"loss": {"value": 1.5, "images": 10}}
+    assert found.history == {"step": [1, 2], "loss": [392.0, 391.5]}
+    assert found.provenance == {"seed": 0}
+    assert torch.equal(found.sigmas, geometric_ladder())
+
+
+def test_views_and_other_memory_formats_can_be_saved(tmp_path):
+    image = torch.rand(2, 3, 4, 4)
+    tensors = {"last": image.to(memory_format=torch.channels_last), "view": image[:, :1]}
+    back = checkpoints.save(tmp_path / "r", {"weights": tensors}, kind="bundle").tensors()
+    assert torch.equal(back["last"], image)
+    assert torch.equal(back["view"], image[:, :1])
+
+
+def test_loading_a_path_as_text(folder):
+    assert holds_old_record(str(folder))
+
+
+def test_score_is_the_network_with_the_saved_weights(record):
+    score = checkpoints.load(record.folder).score()
+    network = checkpoints.build_network(record.config)
+    network.load_state_dict(record.tensors())
+    x, sigma = torch.rand(2, 1, 28, 28), geometric_ladder()[[0, 9]]
+    with torch.no_grad():
+        expected = network(x, torch.tensor([0, 9]))
+    torch.testing.assert_close(score(x, sigma), expected, rtol=1e-4, atol=1e-4)
+    assert not score.training
+    assert not any(p.requires_grad for p in score.parameters())
+
+
+def test_half_precision_weights_are_computed_with_in_float32(record):
+    half = {name: tensor.bfloat16() for name, tensor in record.tensors().items()}
+    manifest = {k: v for k, v in record.manifest.items() if k not in ("files", "format")}
+    small = checkpoints.save(record.folder, {"weights": half}, **manifest)
+    assert {p.dtype for p in small.score().parameters()} == {torch.float32}
+
+
+def test_classifier_is_the_network_with_the_saved_weights(tmp_path):
+    network = DigitClassifier().eval()
+    saved = checkpoints.save(
+        tmp_path / "digits", {"weights": network.state_dict()}, kind="classifier"
+    )
+    x = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(saved.classifier()(x), network(x))
+    assert not saved.classifier().training
+
+
+def test_no_pickle(record):
+    """A safetensors file starts with the length of a JSON header; nothing in it is executed."""
+    raw = weights_file(record).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    assert header["begin.weight"]["dtype"] == "F32"
+    assert {path.suffix for path in record.folder.iterdir()} == {".json", ".safetensors"}
+
+
+def test_an_odd_number_cannot_be_written_as_json(tmp_path):
+    """NaN is no JSON; other readers would refuse the manifest."""
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoints.save(tmp_path / "r", OLD, kind="bundle", metrics={"fid": float("nan")})
+
+
+# --- replacing a record ------------------------------------------------------------------------
+
+
+def test_a_new_record_replaces_the_old_one_and_its_files(folder):
+    checkpoints.save(folder, NEW, kind="bundle", step=2)
+    record = checkpoints.load(folder)
+    assert record.manifest["step"] == 2
+    assert record.tensors().keys() == {"a"}
+    listed = {entry["name"] for entry in record.manifest["files"].values()}
+    assert {path.name for path in folder.iterdir()} == listed | {MANIFEST}
+
+
+def test_saving_the_same_again_changes_nothing(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    checkpoints.save(folder, OLD, kind="bundle", step=1)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("crash_at", ["weights", "state", MANIFEST])
+def test_a_crash_between_files_leaves_the_old_record(folder, monkeypatch, crash_at):
+    replace = Path.replace
+
+    def crash(self, target):
+        if Path(target).name.startswith(crash_at):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(folder, NEW, kind="bundle", step=2)
+    monkeypatch.undo()
+    assert holds_old_record(folder)
+    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(".*"))
+
+    checkpoints.save(folder, NEW, kind="bundle", step=2)  # and the next attempt cleans up
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("full_from", [0, 1, 2], ids=["weights", "state", "manifest"])
+def test_a_full_disk_keeps_the_old_record_and_leaves_no_half_file(folder, monkeypatch, full_from):
+    written = []
+
+    def fsync(descriptor):
+        written.append(descriptor)
+        if len(written) > full_from:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints.os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(folder, NEW, kind="bundle", step=2)
+    monkeypatch.undo()
+    assert holds_old_record(folder)
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_write_atomically_keeps_the_old_content_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    checkpoints.write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        checkpoints.write_atomically(path, b"new content")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", [0, 5, 100, -1])
+def test_a_flipped_bit_is_noticed(record, position):
+    path = weights_file(record)
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptFileError, match=rf"{path.name} of record 'model' is truncated or a"):
+        checkpoints.load(record.folder).score()
+
+
+@pytest.mark.parametrize("kept", [0, 7, 1000, -1])
+def test_a_truncated_file_is_noticed(record, kept):
+    path = weights_file(record)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CorruptFileError, match=r"truncated or altered: .* bytes"):
+        checkpoints.load(record.folder).tensors()
+
+
+def test_a_missing_file_is_named(record):
+    weights_file(record).unlink()
+    with pytest.raises(CorruptFileError, match=f"{weights_file(record).name} .* cannot be read"):
+        checkpoints.load(record.folder).tensors()
+
+
+def test_a_file_that_is_not_safetensors(record):
+    """Even with a matching hash: somebody wrote both."""
+    path = weights_file(record)
+    path.write_bytes(b"not tensors at all")
+    digest = checkpoints.hashlib.sha256(b"not tensors at all").hexdigest()
+    edit_manifest(record.folder, lambda m: m["files"]["weights"].update(sha256=digest))
+    with pytest.raises(CorruptFileError, match="not a safetensors file"):
+        checkpoints.load(record.folder).tensors()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"kind": "ncsn"}',
+        '{"files": {}}',
+        '{"kind": 3, "files": {}}',
+        '{"kind": "ncsn", "files": []}',
+        "\udcff",
+    ],
+)
+def test_a_damaged_manifest(folder, text):
+    (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(CorruptFileError, match=r"manifest\.json of record 'record'"):
+        checkpoints.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["files"]["weights"].pop("name"),
+        lambda m: m["files"]["weights"].pop("sha256"),
+        lambda m: m["files"].update(weights="weights.safetensors"),
+        lambda m: m["config"].pop("channels"),
+        lambda m: m["config"].pop("sigma_last"),
+        lambda m: m.pop("config"),
+    ],
+    ids=["no name", "no hash", "no entry", "no channels", "no sigma_last", "no config"],
+)
+def test_an_incomplete_manifest_is_corrupt_and_not_a_key_error(record, change):
+    edit_manifest(record.folder, change)
+    with pytest.raises(CorruptFileError, match="model"):
+        checkpoints.load(record.folder).score()
+
+
+@pytest.mark.parametrize("change", [{"channels": 3}, {"keep_means": False}, {"levels": 9}])
+def test_weights_that_do_not_fit_the_configuration(record, change):
+    edit_manifest(record.folder, lambda m: m["config"].update(change))
+    with pytest.raises(CorruptFileError, match="weights of 'model' do not fit its configuration"):
+        checkpoints.load(record.folder).score()
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mnits", "no/such/folder"])
+def test_an_unknown_checkpoint_lists_the_shipped_ones(name):
+    with pytest.raises(UnknownNameError) as caught:
+        checkpoints.load(name)
+    message = str(caught.value)
+    assert f"unknown checkpoint '{name}'; known: " in message
+    assert all(shipped in message for shipped in checkpoints.available())
+    assert "manifest.json" in message
+
+
+def test_an_unknown_part_lists_the_parts(record):
+    with pytest.raises(UnknownNameError, match="'gradients'; known: weights, state"):
+        record.tensors("gradients")
+
+
+def test_an_ncsn_is_no_classifier_and_a_classifier_no_ncsn(record, tmp_path):
+    with pytest.raises(UnknownNameError, match="checkpoint of kind 'classifier' 'model'"):
+        record.classifier()
+    digits = checkpoints.save(tmp_path / "digits", OLD, kind="classifier")
+    with pytest.raises(UnknownNameError, match="checkpoint of kind 'ncsn' 'digits'"):
+        digits.score()
+
+
+def test_available_lists_shipped_records_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MODELS", tmp_path)
+    assert checkpoints.available() == ()
+    for name, kind in (("b", "ncsn"), ("a", "classifier"), ("c", "ncsn")):
+        checkpoints.save(tmp_path / name, OLD, kind=kind)
+    (tmp_path / "empty").mkdir()
+    assert checkpoints.available() == ("a", "b", "c")
+    assert checkpoints.available("ncsn") == ("b", "c")
+    assert checkpoints.load("b").folder == tmp_path / "b"
+
+
+# --- export and bundles ------------------------------------------------------------------------
+
+
+def test_export_leaves_the_training_state_out(record, tmp_path):
+    exported = checkpoints.export(record, tmp_path / "shipped", metrics={"fid": 3.0})
+    assert exported.manifest["files"].keys() == {"weights"}
+    assert exported.metrics == {"fid": 3.0}
+    assert exported.weights_sha256 == record.weights_sha256
+    assert exported.config == record.config
+    assert exported.history == record.history
+    assert len(list((tmp_path / "shipped").iterdir())) == 2
+    assert "state" in checkpoints.load(record.folder).manifest["files"]  # the original stays
+
+
+def save_bundle(record, name, weights_sha256):
+    return checkpoints.save(
+        record.folder / "bundles" / name,
+        {"results": {"samples": torch.zeros(2)}},
+        kind="bundle",
+        provenance={"weights_sha256": weights_sha256},
+    )
+
+
+def test_bundles_belong_to_the_weights_they_were_measured_with(record):
+    save_bundle(record, "good", record.weights_sha256)
+    save_bundle(record, "stale", "0" * 64)
+    assert record.bundle("good").tensors("results").keys() == {"samples"}
+    with pytest.raises(CorruptFileError, match="'stale' was measured with other weights"):
+        record.bundle("stale")
+    with pytest.raises(UnknownNameError, match="results bundle of 'model' 'x'; known: good, stale"):
+        record.bundle("x")
+
+
+def test_replacing_a_record_keeps_its_bundles(record):
+    save_bundle(record, "good", record.weights_sha256)
+    checkpoints.save(record.folder, OLD, kind="ncsn")
+    assert (record.folder / "bundles" / "good" / MANIFEST).is_file()
+
+
+# --- what ships with the package ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", checkpoints.available())
+def test_shipped_records_are_whole_and_fit_their_networks(name):
+    record = checkpoints.load(name)
+    assert "state" not in record.manifest["files"]
+    assert record.provenance["seed"] >= 0
+    for part in record.manifest["files"]:
+        assert all(tensor.isfinite().all() for tensor in record.tensors(part).values())
+    listed = {entry["name"] for entry in record.manifest["files"].values()}
+    assert {path.name for path in record.folder.glob("*.safetensors")} == listed
+    if record.kind == "ncsn":
+        score = record.score()
+        x = torch.rand(2, *score.network.image_shape)
+        assert score(x, score.sigmas[[0, -1]]).isfinite().all()
+    else:
+        assert record.classifier()(torch.rand(2, 1, 28, 28)).isfinite().all()
+    for manifest in record.folder.glob(f"bundles/*/{MANIFEST}"):
+        bundle = record.bundle(manifest.parent.name)
+        for part in bundle.manifest["files"]:
+            assert bundle.tensors(part)

@@ -1,0 +1,173 @@
+"""Measurements against their definitions, computed a second time in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from ncsn_core.evaluation import FrechetDigitDistance, accuracy, dark_pixels, level_statistics
+from ncsn_core.networks import DigitClassifier
+from ncsn_core.randomness import generator_for
+from ncsn_core.schedules import geometric_ladder
+
+SIGMAS = geometric_ladder(1.0, 0.01, 5)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """Untrained, with fixed weights, in evaluation mode: its features are as good as any here."""
+    torch.manual_seed(0)
+    return DigitClassifier().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def digits(mnist_train):
+    return mnist_train[:600].float() / 255
+
+
+# --- losses and score norms --------------------------------------------------------------------
+
+
+def shrink(x, sigma):
+    return (0.3 - x) / (0.5 + sigma.reshape(-1, 1, 1, 1) ** 2)
+
+
+def test_level_statistics_are_their_definitions():
+    x = torch.rand(7, 1, 4, 4)
+    got = level_statistics(shrink, x, SIGMAS, batch_size=7, generator=generator_for(0))
+    generator = generator_for(0)
+    for level, sigma in enumerate(SIGMAS):
+        z = torch.randn(x.shape, generator=generator)
+        score = shrink(x + sigma * z, sigma.expand(7))
+        loss = 0.5 * (score + z / sigma).square().flatten(1).sum(1)
+        torch.testing.assert_close(got.loss[level], loss)
+        torch.testing.assert_close(got.score_norm[level], score.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_level_statistics_cover_every_image_in_batches(batch_size):
+    x = torch.rand(7, 1, 4, 4)
+    asked = []
+
+    def score(noised, sigma):
+        asked.append(len(noised))
+        return torch.zeros_like(noised)
+
+    got = level_statistics(score, x, SIGMAS, batch_size=batch_size, generator=generator_for(0))
+    assert got.loss.shape == got.score_norm.shape == (5, 7)
+    assert (got.loss > 0).all()
+    assert not got.score_norm.any()
+    assert max(asked) <= batch_size
+    assert sum(asked) == 5 * 7
+
+
+def test_unweighted_losses_of_the_zero_score_grow_as_one_over_sigma_squared():
+    x = torch.zeros(400, 1, 8, 8)
+    got = level_statistics(lambda x, sigma: 0 * x, x, SIGMAS, generator=generator_for(0))
+    weighted = got.loss.mean(dim=1) * SIGMAS**2
+    # χ² with 64·400 degrees of freedom: a standard error of 0.28, four of them.
+    torch.testing.assert_close(weighted, torch.full((5,), 32.0), atol=1.13, rtol=0)
+
+
+def test_level_statistics_record_no_gradients():
+    weight = torch.ones(1, requires_grad=True)
+    got = level_statistics(lambda x, s: weight * x, torch.rand(2, 1, 2, 2), SIGMAS)
+    assert not got.loss.requires_grad
+    assert not got.score_norm.requires_grad
+
+
+# --- Fréchet distance --------------------------------------------------------------------------
+
+
+def frechet(a, b):
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of two sets of features, unbiased covariances."""
+    a, b = (features.double().numpy() for features in (a, b))
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).astype(complex)).real.sum()
+    difference = a.mean(0) - b.mean(0)
+    return difference @ difference + sum(map(np.trace, covariances)) - 2 * root
+
+
+def test_frechet_distance_is_its_formula(classifier, digits):
+    real, fake = digits[:300], (digits[300:] + 0.2 * torch.rand(300, 1, 28, 28)).clamp(0, 1)
+    got = FrechetDigitDistance(classifier, real, batch_size=128)(fake)
+    expected = frechet(classifier.features(real), classifier.features(fake))
+    assert got == pytest.approx(expected, rel=1e-4)
+    assert got > 0
+
+
+def test_frechet_distance_of_a_set_from_itself_is_zero(classifier, digits):
+    distance = FrechetDigitDistance(classifier, digits)
+    noise = distance(torch.rand(200, 1, 28, 28))
+    assert distance(digits) == pytest.approx(0, abs=1e-6 * noise)
+
+
+def test_frechet_distance_is_symmetric(classifier, digits):
+    a, b = digits[:300], digits[300:].flip(-1)
+    forth = FrechetDigitDistance(classifier, a)(b)
+    back = FrechetDigitDistance(classifier, b)(a)
+    assert forth == pytest.approx(back, rel=1e-4)
+
+
+def test_frechet_distance_grows_with_the_noise(classifier, digits):
+    distance = FrechetDigitDistance(classifier, digits[:200])
+    digits = digits[:200]
+    z = torch.randn(digits.shape, generator=generator_for(0))
+    grown = [distance((digits + sigma * z).clamp(0, 1)) for sigma in (0.0, 0.1, 0.2, 0.4)]
+    assert grown == sorted(grown)
+    assert grown[-1] > 2 * grown[1]
+
+
+def test_frechet_distance_forgets_earlier_images_and_keeps_the_reference(classifier, digits):
+    distance = FrechetDigitDistance(classifier, digits[:300])
+    first = distance(digits[300:])
+    distance(torch.rand(50, 1, 28, 28))
+    assert distance(digits[300:]) == first
+
+
+def test_frechet_distance_does_not_depend_on_the_batches(classifier, digits):
+    whole, parts = (
+        FrechetDigitDistance(classifier, digits[:300], batch_size=size)(digits[300:])
+        for size in (300, 77)
+    )
+    assert whole == pytest.approx(parts, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_covariance_needs_two_images(classifier, digits, count):
+    distance = FrechetDigitDistance(classifier, digits[:100])
+    with pytest.raises(ValueError, match=f"at least two images; got {count}"):
+        distance(digits[:count])
+
+
+# --- the classifier, and pixels ----------------------------------------------------------------
+
+
+def test_accuracy_counts_the_hits(classifier, digits):
+    predicted = classifier(digits[:50]).argmax(1)
+    labels = predicted.clone()
+    labels[:20] = (labels[:20] + 1) % 10
+    assert accuracy(classifier, digits[:50], predicted) == 1.0
+    assert accuracy(classifier, digits[:50], labels, batch_size=7) == 0.6
+
+
+def test_classifier_shapes(classifier, digits):
+    assert classifier(digits[:3]).shape == (3, 10)
+    features = classifier.features(digits[:3])
+    assert features.shape == (3, 64)
+    assert (features >= 0).all()
+    assert DigitClassifier(classes=5)(digits[:2]).shape == (2, 5)
+
+
+def test_dark_pixels_are_black_in_every_image():
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    images[1, 0, 0, 1] = 1
+    images[2, 0, 1, 1] = 255
+    assert dark_pixels(images).tolist() == [[[True, False], [True, False]]]
+
+
+def test_mnist_has_dark_pixels_at_its_border(mnist_train):
+    dark = dark_pixels(mnist_train)
+    assert dark.shape == (1, 28, 28)
+    assert 40 < int(dark.sum()) < 100
+    assert dark[0, 0, 0]
+    assert not dark[0, 7:21, 7:21].any()

@@ -1,0 +1,522 @@
+"""Training: exact resume, what stops a run, what is kept, and that it learns."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from ncsn_core import checkpoints, classifiers, training
+from ncsn_core.classifiers import shift, train_classifier
+from ncsn_core.config import load_config
+from ncsn_core.errors import CorruptFileError, NCSNError, NonFiniteLossError
+from ncsn_core.objectives import multilevel_denoising_score_matching
+
+pytestmark = pytest.mark.usefixtures("few_images")
+
+
+class SmallNetwork(nn.Module):
+    """A stand-in for the RefineNet where a test is about the loop: a convolution and a scale."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.scale = nn.Embedding(config["levels"], 1)
+
+    def forward(self, x, level):
+        return self.conv(2 * x - 1) * self.scale(level)[:, :, None, None]
+
+    def fuse_normalizations(self, fused):
+        assert not fused
+
+
+@pytest.fixture
+def refinenet():
+    """Ask for this to train the real network, at a tenth of a second a step."""
+
+
+@pytest.fixture(autouse=True)
+def small_network(request, monkeypatch):
+    if "refinenet" not in request.fixturenames:
+        monkeypatch.setattr(training, "build_network", SmallNetwork)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Do something when the loss of a step (from 0) is asked for; returns what to do with it."""
+
+    def install(step, action):
+        calls = []
+
+        def objective(score, x, sigmas, **options):
+            calls.append(1)
+            loss = multilevel_denoising_score_matching(score, x, sigmas, **options)
+            return action(loss) if len(calls) == step + 1 else loss
+
+        monkeypatch.setattr(training, "multilevel_denoising_score_matching", objective)
+
+    return install
+
+
+def interrupt(loss):
+    raise KeyboardInterrupt
+
+
+def no_data(*args, **kwargs):
+    pytest.fail("a finished run reads no data")
+
+
+# --- a whole run -------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_checkpoint_with_weights_history_and_provenance(
+    run_training, tiny_config, tmp_path, few_images, refinenet
+):
+    config = tiny_config()
+    record = run_training(config, tmp_path / "run")
+    assert record == checkpoints.load(tmp_path / "run")
+    assert record.kind == "ncsn"
+    assert record.config == config.to_dict()
+    assert record.manifest["step"] == 6
+    assert record.history["step"] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < loss < 1e6 for loss in record.history["loss"])
+    assert record.provenance["images"] == len(few_images)
+    assert record.provenance["seed"] == 0
+    assert record.provenance["seconds"] > 0
+    assert re.fullmatch("[0-9a-f]{64}", record.provenance["data_sha256"])
+    x = torch.rand(2, 1, 28, 28)
+    assert record.score()(x, record.sigmas[:2]).isfinite().all()
+
+
+def test_first_loss_is_the_objective_of_the_fresh_network(
+    run_training, tiny_config, tmp_path, few_images
+):
+    config = tiny_config(steps=1)
+    record = run_training(config, tmp_path)
+    torch.manual_seed(config.seed)
+    network = training.build_network(config.to_dict())
+    _, x, generator = next(training.batches(few_images, config.batch_size, seed=config.seed))
+    score = training.NoiseConditionalScore(network, config.sigmas)
+    with torch.no_grad():
+        loss = multilevel_denoising_score_matching(
+            score, x, config.sigmas, generator=generator
+        ).mean()
+    assert record.history["loss"] == [pytest.approx(float(loss), rel=1e-4)]
+
+
+def test_same_seed_same_run_other_seed_other_run(run_training, tiny_config, tmp_path):
+    runs = [
+        run_training(tiny_config(steps=2, seed=seed), tmp_path / name)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    hashes = [run.weights_sha256 for run in runs]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_history_averages_over_the_steps_between_two_logs(run_training, tiny_config, tmp_path):
+    fine = run_training(tiny_config(log_every=1), tmp_path / "fine").history
+    coarse = run_training(tiny_config(log_every=2), tmp_path / "coarse").history
+    assert coarse["step"] == [2, 4, 6]
+    pairs = zip(fine["loss"][::2], fine["loss"][1::2], strict=True)
+    assert coarse["loss"] == pytest.approx([(a + b) / 2 for a, b in pairs], rel=1e-4)
+
+
+def test_training_lowers_the_loss(run_training, tmp_path, tiny_config, refinenet):
+    """16 steps on 64 images; the loss of a single batch has a spread of a few percent."""
+    config = tiny_config(
+        steps=16, channels=4, batch_size=8, learning_rate=1e-2, checkpoint_every=16
+    )
+    loss = run_training(config, tmp_path).history["loss"]
+    first, last = sum(loss[:4]) / 4, sum(loss[-4:]) / 4
+    assert last < 0.9 * first
+
+
+def test_progress_bar_shows_loss_and_speed(run_training, tiny_config, tmp_path, capsys):
+    run_training(tiny_config(steps=2), tmp_path, progress=True)
+    shown = capsys.readouterr().err
+    assert "mnist (smoke)" in shown
+    assert "2/2" in shown
+    assert re.search(r"loss \d+\.\d\d, \d+ images/s", shown)
+
+
+# --- resume ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uninterrupted(run_training, tiny_config, tmp_path):
+    return run_training(tiny_config(), tmp_path / "uninterrupted")
+
+
+def assert_same_run(resumed, uninterrupted):
+    assert resumed.history == uninterrupted.history
+    assert resumed.weights_sha256 == uninterrupted.weights_sha256
+    files = (resumed.manifest["files"], uninterrupted.manifest["files"])
+    assert files[0]["state"]["sha256"] == files[1]["state"]["sha256"]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 5])
+def test_resuming_after_an_interrupt_equals_never_stopping(
+    run_training, tiny_config, tmp_path, at_step, uninterrupted, step
+):
+    config, folder = tiny_config(), tmp_path / "run"
+    at_step(step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, folder)
+    at_step(-1, interrupt)  # never again
+
+    stopped = checkpoints.load(folder)
+    assert stopped.manifest["step"] == step
+    assert stopped.history["step"] == list(range(1, step + 1))
+    assert_same_run(run_training(config, folder), uninterrupted)
+
+
+def test_resuming_a_refinenet_is_exact(run_training, tiny_config, tmp_path, refinenet):
+    """The moments of Adam in their memory format, the moving average, γ, α and β: all of it."""
+    config = tiny_config(steps=4)
+    whole = run_training(config, tmp_path / "whole")
+    assert run_training(config, tmp_path / "parts", minutes=0.0).manifest["step"] == 2
+    assert_same_run(run_training(config, tmp_path / "parts"), whole)
+
+
+def test_an_interrupt_in_the_middle_of_an_update_is_resumed_exactly_too(
+    run_training, tiny_config, tmp_path, monkeypatch, uninterrupted
+):
+    """Ctrl-C between Adam's update and the moving average's: half a step must not be saved."""
+    config, folder, update = (
+        tiny_config(),
+        tmp_path / "run",
+        training.AveragedModel.update_parameters,
+    )
+
+    def interrupted(self, model):
+        if self.n_averaged == 3:
+            monkeypatch.setattr(training.AveragedModel, "update_parameters", update)
+            raise KeyboardInterrupt
+        update(self, model)
+
+    monkeypatch.setattr(training.AveragedModel, "update_parameters", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, folder)
+    assert_same_run(run_training(config, folder), uninterrupted)
+
+
+def test_a_time_budget_stops_at_checkpoints_and_the_pieces_make_the_same_run(
+    run_training, tiny_config, tmp_path, uninterrupted
+):
+    config, steps = tiny_config(), []
+    while not steps or steps[-1] < config.steps:
+        record = run_training(config, tmp_path / "run", minutes=0.0)
+        steps.append(record.manifest["step"])
+    assert steps == [2, 4, 6]
+    assert_same_run(record, uninterrupted)
+
+
+def test_a_crash_while_saving_resumes_from_the_checkpoint_before(
+    run_training, tiny_config, tmp_path, monkeypatch, uninterrupted
+):
+    config, folder, save = tiny_config(), tmp_path / "run", checkpoints.save
+
+    def crash(folder, parts, **manifest):
+        if manifest["step"] == 4:
+            raise OSError("No space left on device")
+        return save(folder, parts, **manifest)
+
+    monkeypatch.setattr(checkpoints, "save", crash)
+    with pytest.raises(OSError, match="No space left"):
+        run_training(config, folder)
+    monkeypatch.setattr(checkpoints, "save", save)
+    assert checkpoints.load(folder).manifest["step"] == 2
+    assert_same_run(run_training(config, folder), uninterrupted)
+
+
+def test_a_finished_run_is_returned_without_training(
+    run_training, tiny_config, tmp_path, monkeypatch, uninterrupted
+):
+    monkeypatch.setattr(training, "load_images", no_data)
+    again = run_training(tiny_config(), tmp_path / "uninterrupted")
+    assert again.manifest == uninterrupted.manifest
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"learning_rate": 5e-4}, {"channels": 3}, {"ema_decay": 0.5}]
+)
+def test_a_folder_with_another_configuration_is_refused(
+    run_training, tiny_config, tmp_path, uninterrupted, change
+):
+    (name,) = change
+    with pytest.raises(NCSNError, match=rf"another configuration \({name} differ") as caught:
+        run_training(tiny_config(**change), tmp_path / "uninterrupted")
+    assert "another folder" in str(caught.value)
+    assert checkpoints.load(tmp_path / "uninterrupted").manifest == uninterrupted.manifest
+
+
+def test_a_longer_plan_goes_on_and_is_recorded(run_training, tiny_config, tmp_path, uninterrupted):
+    longer = run_training(tiny_config(steps=8), tmp_path / "uninterrupted")
+    assert longer.manifest["step"] == 8
+    assert longer.history["loss"][:6] == uninterrupted.history["loss"]
+    assert [plan["steps"] for plan in longer.provenance["plans"]] == [6, 8]
+
+
+def test_a_damaged_checkpoint_is_not_resumed(run_training, tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    record = run_training(tiny_config(), folder, minutes=0.0)
+    path = folder / record.manifest["files"]["state"]["name"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptFileError, match="truncated or altered"):
+        run_training(tiny_config(), folder)
+
+
+# --- numbers that are not finite ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    run_training, tiny_config, tmp_path, at_step, bad
+):
+    at_step(4, lambda loss: loss * bad)
+    with pytest.raises(NonFiniteLossError, match=f"loss of step 5 is {bad}") as caught:
+        run_training(tiny_config(), tmp_path)
+    assert "learning_rate" in str(caught.value)
+    kept = checkpoints.load(tmp_path)
+    assert kept.manifest["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in kept.tensors().values())
+
+
+def test_the_first_bad_step_is_named_when_logs_are_rare(
+    run_training, tiny_config, tmp_path, at_step
+):
+    at_step(2, lambda loss: loss * math.nan)
+    config = tiny_config(steps=12, log_every=6, checkpoint_every=6)
+    with pytest.raises(NonFiniteLossError, match="loss of step 3 is nan"):
+        run_training(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_huge_learning_rate_ends_in_the_same_clear_error(run_training, tiny_config, tmp_path):
+    config = tiny_config(learning_rate=1e30, checkpoint_every=6)
+    with pytest.raises(NonFiniteLossError, match="Try a smaller learning_rate"):
+        run_training(config, tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 5], ids=["checkpoint", "last step"])
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
+    run_training, tiny_config, tmp_path, at_step, step
+):
+    """The gradient may overflow where the loss does not; the next loss would show it too late."""
+
+    def overflow(loss):
+        loss.register_hook(lambda gradient: gradient * math.nan)
+        return loss
+
+    at_step(step, overflow)
+    with pytest.raises(NonFiniteLossError):
+        run_training(tiny_config(), tmp_path)
+    kept = checkpoints.load(tmp_path)
+    for part in ("weights", "state"):
+        assert all(tensor.isfinite().all() for tensor in kept.tensors(part).values())
+    assert kept.manifest["step"] == step - 1
+
+
+# --- what is optimized -------------------------------------------------------------------------
+
+
+def test_learning_rate_schedules():
+    cosine = load_config(rate_schedule="cosine", steps=100, learning_rate=2e-3)
+    assert training.learning_rate(cosine, 0) == 2e-3
+    assert training.learning_rate(cosine, 50) == pytest.approx(1e-3)
+    assert training.learning_rate(cosine, 100) == pytest.approx(0, abs=1e-18)
+    rates = [training.learning_rate(cosine, step) for step in range(101)]
+    assert rates == sorted(rates, reverse=True)
+    constant = load_config(rate_schedule="constant", steps=100, learning_rate=2e-3)
+    assert {training.learning_rate(constant, step) for step in (0, 50, 100)} == {2e-3}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_updates_are_adams_at_the_scheduled_rate(
+    run_training, tiny_config, tmp_path, few_images, schedule
+):
+    """Three steps of the loop written out, with torch's plain Adam."""
+    config = tiny_config(steps=3, ema_decay=0.0, rate_schedule=schedule)
+    record = run_training(config, tmp_path)
+
+    torch.manual_seed(config.seed)
+    network = training.build_network(config.to_dict())
+    score = training.NoiseConditionalScore(network, config.sigmas)
+    adam = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.999))
+    stream = training.batches(few_images, config.batch_size, seed=config.seed)
+    for _, (step, x, generator) in zip(range(3), stream, strict=False):
+        adam.param_groups[0]["lr"] = training.learning_rate(config, step)
+        adam.zero_grad()
+        loss = multilevel_denoising_score_matching(
+            score, x, config.sigmas, generator=generator
+        ).mean()
+        loss.backward()
+        adam.step()
+    expected = network.state_dict()
+    for name, tensor in record.tensors().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4)
+
+
+def watch_weights(monkeypatch):
+    """The network's weights at the start of every step, in a list."""
+    seen = []
+
+    def objective(score, x, sigmas, **options):
+        seen.append([p.detach().clone() for p in score.network.parameters()])
+        return multilevel_denoising_score_matching(score, x, sigmas, **options)
+
+    monkeypatch.setattr(training, "multilevel_denoising_score_matching", objective)
+    return seen
+
+
+def test_moving_average_is_its_recurrence(run_training, tiny_config, tmp_path, monkeypatch):
+    """w̄₁ = w₁, then w̄ₖ = d w̄ₖ₋₁ + (1 − d) wₖ."""
+    seen = watch_weights(monkeypatch)
+    record = run_training(tiny_config(ema_decay=0.7, checkpoint_every=6), tmp_path)
+    state = record.tensors("state")
+    weights = record.tensors()
+    names = [name for name, _ in training.build_network(record.config).named_parameters()]
+    assert sorted(names) == sorted(weights)
+    for i, name in enumerate(names):
+        trajectory = [step[i] for step in seen[1:]]  # after each step but the last
+        trajectory.append(state[f"network.{name}"])
+        average = trajectory[0].double()
+        for value in trajectory[1:]:
+            average = 0.7 * average + 0.3 * value.double()
+        torch.testing.assert_close(weights[name], average.float(), rtol=1e-4, atol=1e-6)
+        assert torch.equal(weights[name], state[f"average.{name}"])
+
+
+def test_without_a_moving_average_the_weights_are_the_networks(run_training, tiny_config, tmp_path):
+    record = run_training(tiny_config(ema_decay=0.0), tmp_path)
+    state = record.tensors("state")
+    assert not [name for name in state if name.startswith("average")]
+    for name, tensor in record.tensors().items():
+        assert torch.equal(tensor, state[f"network.{name}"])
+
+
+def test_gradient_clipping_bounds_the_update(run_training, tiny_config, tmp_path):
+    """A clip far below Adam's 1e-8 leaves steps of at most rate · clip/1e-8."""
+    config = tiny_config(steps=2, ema_decay=0.0, rate_schedule="constant", gradient_clip=1e-12)
+    record = run_training(config, tmp_path / "clipped")
+    free = run_training(tiny_config(steps=2, ema_decay=0.0), tmp_path / "free")
+    torch.manual_seed(config.seed)
+    start = training.build_network(config.to_dict()).state_dict()
+
+    def moved(run):
+        return max(float((t - start[name]).abs().max()) for name, t in run.tensors().items())
+
+    assert moved(record) < 2.1 * 1e-3 * 1e-4
+    assert moved(free) > 1e-3
+
+
+def test_weight_power_changes_the_loss(run_training, tiny_config, tmp_path):
+    """Unweighted, the small levels have losses of about D/2σ²: hundreds of times larger."""
+    weighted = run_training(tiny_config(steps=1), tmp_path / "2").history["loss"][0]
+    plain = run_training(tiny_config(steps=1, weight_power=0.0), tmp_path / "0").history["loss"][0]
+    assert plain > 10 * weighted
+
+
+# --- devices and precision ---------------------------------------------------------------------
+
+
+def test_bfloat16_training_keeps_float32_weights(run_training, tiny_config, tmp_path, refinenet):
+    record = run_training(tiny_config(steps=2), tmp_path, precision="bf16-mixed")
+    assert record.provenance["precision"] == "bf16-mixed"
+    assert {tensor.dtype for tensor in record.tensors().values()} == {torch.float32}
+    assert all(math.isfinite(loss) for loss in record.history["loss"])
+
+
+def test_precision_names(run_training, tiny_config, tmp_path):
+    cpu = torch.device("cpu")
+    assert training.pick_precision("32-true", cpu) == "32-true"
+    assert training.pick_precision("auto", cpu) in ("bf16-mixed", "32-true")
+    assert training.pick_precision("auto", torch.device("mps")) == "32-true"
+    with pytest.raises(NCSNError, match="auto, bf16-mixed, 16-mixed, 32-true; got 'fp8'"):
+        run_training(tiny_config(), tmp_path, precision="fp8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), "16-mixed"), ((8, 0), "bf16-mixed")], ids=["T4", "A100"]
+)
+def test_precision_follows_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert training.pick_precision("auto", torch.device("cuda", 0)) == expected
+
+
+def test_device_names(monkeypatch):
+    assert training.pick_device("cpu") == torch.device("cpu")
+    assert training.pick_device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.pick_device() == torch.device("cuda", 0)
+
+
+# --- data that does not fit --------------------------------------------------------------------
+
+
+def test_a_batch_larger_than_the_data_is_refused(run_training, tiny_config, tmp_path):
+    config = tiny_config(batch_size=65, train_images=None)
+    with pytest.raises(ValueError, match="between 1 and the number of images, 64; got 65"):
+        run_training(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_another_shape_are_refused(run_training, tiny_config, tmp_path):
+    config = tiny_config(image_channels=3, image_size=32)
+    with pytest.raises(NCSNError, match=r"shape \(1, 28, 28\); the configuration says \(3, 32"):
+        run_training(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_images_uses_the_first_ones(run_training, tiny_config, tmp_path, few_images):
+    record = run_training(tiny_config(steps=1, train_images=8), tmp_path)
+    assert record.provenance["images"] == 8
+    assert record.provenance["data_sha256"] == training.provenance.tensor_sha256(few_images[:8])
+
+
+# --- the digit classifier ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_digits(monkeypatch):
+    """A hundred images of two easy classes: ink above, ink below."""
+    labels = torch.arange(100) % 2
+    images = torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
+    images[labels == 0, :, 4:12] = 200
+    images[labels == 1, :, 16:24] = 200
+    monkeypatch.setattr(classifiers, "load_images", lambda *args, **options: images)
+    monkeypatch.setattr(classifiers, "load_labels", lambda *args, **options: labels)
+
+
+@pytest.mark.usefixtures("two_digits")
+def test_classifier_learns_and_is_kept_with_its_accuracy(tmp_path):
+    record = train_classifier(tmp_path, epochs=3, batch_size=10, progress=False)
+    assert record.kind == "classifier"
+    assert record.metrics == {"test_accuracy": 1.0, "test_images": 100}
+    assert len(record.history["loss"]) == 3
+    assert record.history["loss"][-1] < 0.5
+    assert checkpoints.load(tmp_path).classifier()(torch.rand(1, 1, 28, 28)).shape == (1, 10)
+
+
+@pytest.mark.usefixtures("two_digits")
+def test_a_diverged_classifier_is_an_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(NonFiniteLossError, match="smaller learning_rate"):
+        train_classifier(
+            tmp_path / "run", epochs=1, batch_size=20, learning_rate=1e30, progress=False
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_shift_moves_by_at_most_two_pixels_and_fills_with_zeros():
+    image = torch.zeros(1, 1, 9, 9)
+    image[0, 0, 4, 4] = 1.0
+    seen = set()
+    for _ in range(300):
+        moved = shift(image)
+        assert moved.shape == image.shape
+        assert moved.sum() == 1.0
+        seen.add(tuple((moved[0, 0].nonzero()[0] - 4).tolist()))
+    assert seen == {(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
+    assert shift(torch.ones(1, 1, 9, 9), pixels=0).all()
