@@ -30,9 +30,7 @@ from ncsn_core.errors import NCSNError, NonFiniteLossError
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.objectives import multilevel_denoising_score_matching
 
-ADVICE = (
-    "The last checkpoint is kept. Try a smaller learning_rate, a gradient_clip, or full precision"
-)
+ADVICE = "The last checkpoint is kept. Try a smaller learning_rate or a gradient_clip"
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
