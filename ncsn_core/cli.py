@@ -250,7 +250,7 @@ def main() -> None:
         missing = error.name
         cli.add_command(click.Command("book", callback=lambda: _no_book(missing)))
     try:
-        code = cli(standalone_mode=False)
+        code = cli(prog_name="ncsn", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
