@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ncsn_core.book import provenance
+from ncsn_core.errors import NCSNError
 
 LEDGER = "claims.yml"
 KINDS = {
@@ -18,7 +19,7 @@ KINDS = {
 }
 
 
-class LedgerError(ValueError):
+class LedgerError(NCSNError, ValueError):
     """The ledger is malformed, or was asked for a claim that it does not hold."""
 
 

@@ -10,12 +10,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from ncsn_core.errors import NCSNError
+
 TOC = "_toc.yml"
 CONFIG = "_config.yml"
 BUILD = "_build"
 
 
-class BookError(Exception):
+class BookError(NCSNError):
     """Something about the book that its author can put right; the message says how."""
 
 
