@@ -7,8 +7,6 @@ replaced last, in one step: a reader finds the old record or the new one and nev
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor, nn
 
 from ncsn_core.errors import CorruptFileError, UnknownNameError
+from ncsn_core.files import write_atomically
 from ncsn_core.networks import DigitClassifier, NoiseConditionalScore, RefineNet
 from ncsn_core.schedules import geometric_ladder
 
@@ -285,19 +284,6 @@ def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manife
         if stale.name not in current:
             stale.unlink()
     return Record(folder, content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that `path` holds either what it held or all of `content`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def export(record: Record, folder: Path | str, **changes: Any) -> Record:

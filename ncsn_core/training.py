@@ -171,9 +171,9 @@ def train(
                 if interrupted.is_set():
                     raise KeyboardInterrupt
                 if run.step % config.checkpoint_every == 0:
-                    run.save(folder)
+                    record = run.save(folder)
                     if time.monotonic() > stop_at:
-                        return checkpoints.load(folder)
+                        return record
     except KeyboardInterrupt:
         if run.whole:
             run.save(folder)

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from ncsn_core import files
 from ncsn_core.book import cache, provenance, runner, tree
 from ncsn_core.book.notebook import PROBE_TAG
 
@@ -234,14 +235,14 @@ def test_a_full_disk_leaves_the_cached_copy_as_it_was(root, runs, monkeypatch):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     target = tmp_path / "file"
-    tree.write_atomically(target, b"old")
+    files.write_atomically(target, b"old")
 
     def interrupt(self, other):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        tree.write_atomically(target, b"new")
+        files.write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

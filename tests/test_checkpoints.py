@@ -11,6 +11,7 @@ import torch
 from ncsn_core import checkpoints
 from ncsn_core.checkpoints import MANIFEST
 from ncsn_core.errors import CorruptFileError, UnknownNameError
+from ncsn_core.files import write_atomically
 from ncsn_core.networks import DigitClassifier
 from ncsn_core.schedules import geometric_ladder
 
@@ -172,7 +173,7 @@ def test_a_full_disk_keeps_the_old_record_and_leaves_no_half_file(folder, monkey
         if len(written) > full_from:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(folder, NEW, kind="bundle", step=2)
     monkeypatch.undo()
@@ -182,14 +183,14 @@ def test_a_full_disk_keeps_the_old_record_and_leaves_no_half_file(folder, monkey
 
 def test_write_atomically_keeps_the_old_content_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "x"
-    checkpoints.write_atomically(path, b"old")
+    write_atomically(path, b"old")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="full"):
-        checkpoints.write_atomically(path, b"new content")
+        write_atomically(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -16,7 +16,8 @@ from nbformat import NotebookNode
 
 from ncsn_core.book import ledger, provenance
 from ncsn_core.book.notebook import default_parameters, to_bytes
-from ncsn_core.book.tree import BUILD, write_atomically
+from ncsn_core.book.tree import BUILD
+from ncsn_core.files import write_atomically
 
 LOCK = "requirements.lock"
 

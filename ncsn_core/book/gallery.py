@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ncsn_core.book.animation import animated_png
 from ncsn_core.book.style import mosaic
-from ncsn_core.checkpoints import Record, write_atomically
+from ncsn_core.checkpoints import Record
+from ncsn_core.files import write_atomically
 
 BUNDLE = "epsilon_2e-5"
 

@@ -24,7 +24,8 @@ from ncsn_core.book.notebook import (
     to_bytes,
     without_traces,
 )
-from ncsn_core.book.tree import BookError, write_atomically
+from ncsn_core.book.tree import BookError
+from ncsn_core.files import write_atomically
 
 PROBE = (
     "from IPython.display import display\n"

@@ -6,8 +6,6 @@ _build/source/      what jupyter-book reads
 _build/html/        the site
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 from ncsn_core.errors import NCSNError
@@ -91,21 +89,3 @@ def select(root: Path, names: list[str]) -> list[Path]:
 def _is_called(chapter: Path, name: str) -> bool:
     wanted = Path(name).with_suffix("").parts
     return chapter.with_suffix("").parts[-len(wanted) :] == wanted
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name and rename it: a reader sees old or new, never half.
-
-    A failure (a full disk, an interrupt) leaves what was at `path` untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
