@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ncsn_core.networks import DigitClassifier
-from ncsn_core.objectives import Score, multilevel_denoising_score_matching
+from ncsn_core.objectives import NoiseConditional, multilevel_denoising_score_matching
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LevelStatistics:
 
 @torch.no_grad()
 def level_statistics(
-    score: Score,
+    score: NoiseConditional,
     x: Float[Tensor, "count *shape"],
     sigmas: Float[Tensor, " levels"],
     *,

@@ -1,4 +1,9 @@
-"""Training objectives.  Each returns one loss per sample; average them to train."""
+"""Training objectives.  Each returns one loss per sample; average them to train.
+
+All of them are estimates of ½ E‖s(x) − ∇ log p(x)‖² up to a constant, and differ in what they need
+to know: the score itself (explicit), the trace of a Jacobian (implicit), its products with random
+directions (sliced), two evaluations close by (finite differences), or noise (denoising).
+"""
 
 from collections.abc import Callable
 
@@ -6,13 +11,197 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ncsn_core.divergence import (
+    MEMORY_LIMIT,
+    Mode,
+    Projection,
+    TraceMethod,
+    check_finite,
+    exact_divergence,
+    projections,
+    quadratic_form,
+    shape_checked,
+)
 from ncsn_core.schedules import loss_weight
 
-Score = Callable[[Tensor, Tensor], Tensor]
+Score = Callable[[Tensor], Tensor]
+NoiseConditional = Callable[[Tensor, Tensor], Tensor]
+Batch = Float[Tensor, "batch *shape"]
+PerSample = Float[Tensor, " batch"]
+Directions = Float[Tensor, "count batch *shape"]
+
+
+def explicit_score_matching(score: Score, x: Batch, target: Score) -> PerSample:
+    """½ ‖s(x) − ∇ log p(x)‖², the Fisher divergence, when `target` knows ∇ log p (§2.1).
+
+    Raises:
+        ValueError: for a point that is not finite, or a score that changes the shape.
+    """
+    check_finite(x)
+    return _half_square(shape_checked(score)(x) - shape_checked(target)(x))
+
+
+def implicit_score_matching(
+    score: Score,
+    x: Batch,
+    *,
+    method: TraceMethod = "vmap",
+    chunk: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> PerSample:
+    """tr ∇s(x) + ½ ‖s(x)‖², with the exact trace (Hyvärinen 2005; §2.1, Eq. 1).
+
+    In expectation the explicit loss minus ½ E‖∇ log p‖², provided that p(x) s(x) vanishes at
+    infinity.  Its smallest value is therefore −½ E‖∇ log p‖².
+
+    Args and raises as for `ncsn_core.divergence.exact_divergence`.
+    """
+    trace = exact_divergence(score, x, method, chunk=chunk, memory_limit=memory_limit)
+    return trace + _half_square(score(x))
+
+
+def sliced_score_matching(
+    score: Score,
+    x: Batch,
+    *,
+    count: int = 1,
+    kind: Projection = "gaussian",
+    mode: Mode = "reverse",
+    v: Directions | None = None,
+    generator: torch.Generator | None = None,
+) -> PerSample:
+    """SSM: vᵀ∇s(x)v + ½ (vᵀs(x))², averaged over random v (Song et al. 2019; §2.1, Eq. 3).
+
+    With E[v vᵀ] = I its expectation is the implicit loss.  The directions of this package all have
+    that scale; a v of length 1 would divide the loss by D.
+
+    Args:
+        score: maps a batch to a batch of the same shape, sample by sample.
+        x: data.
+        count: number of directions per sample.
+        kind: their law, see `ncsn_core.divergence.projections`.
+        mode: see `ncsn_core.divergence.quadratic_form`.
+        v: the directions, in place of drawing them.
+        generator: source of the directions, on the device of `x`.
+
+    Raises:
+        ValueError: for a count below 1, a point that is not finite, a score that changes the shape.
+    """
+
+    def loss(w: Tensor) -> Tensor:
+        s, form = quadratic_form(score, x, w, mode)
+        return form + 0.5 * (w * s).flatten(1).sum(1).square()
+
+    return _averaged(loss, x, count, kind, v, generator)
+
+
+def sliced_score_matching_vr(
+    score: Score,
+    x: Batch,
+    *,
+    count: int = 1,
+    kind: Projection = "gaussian",
+    mode: Mode = "reverse",
+    v: Directions | None = None,
+    generator: torch.Generator | None = None,
+) -> PerSample:
+    """SSM-VR: vᵀ∇s(x)v + ½ ‖s(x)‖², averaged over random v (Song et al. 2019, §3.2).
+
+    The second term is the expectation of ½ (vᵀs)² over v, taken exactly, which leaves Hutchinson's
+    estimate of the trace as the only source of noise beside the data.
+
+    Args and raises as for `sliced_score_matching`.
+    """
+
+    def loss(w: Tensor) -> Tensor:
+        s, form = quadratic_form(score, x, w, mode)
+        return form + _half_square(s)
+
+    return _averaged(loss, x, count, kind, v, generator)
+
+
+def finite_difference_score_matching(
+    score: Score,
+    x: Batch,
+    *,
+    step: float = 1e-2,
+    count: int = 1,
+    kind: Projection = "gaussian",
+    v: Directions | None = None,
+    generator: torch.Generator | None = None,
+) -> PerSample:
+    """FD-SSM: SSM-VR with vᵀ∇s v by a central difference along v (Pang et al. 2020).
+
+    With s₊ and s₋ the scores at x ± hv,  vᵀ(s₊ − s₋)/(2h) + ½ ‖(s₊ + s₋)/2‖²: two evaluations, no
+    derivative in x, and an error of order h².
+
+    Args:
+        step: h, in units of the data: small against the distance over which the score bends, and
+            large against the rounding of s, which the difference divides by h.
+
+    The other arguments and what is raised as for `sliced_score_matching`; ValueError also for a
+    step that is not positive.
+    """
+    if not step > 0:
+        raise ValueError(f"the step of a finite difference must be positive; got {step}")
+    checked = shape_checked(score)
+
+    def loss(w: Tensor) -> Tensor:
+        ahead, behind = checked(x + step * w), checked(x - step * w)
+        form = (w * (ahead - behind)).flatten(1).sum(1) / (2 * step)
+        return form + _half_square((ahead + behind) / 2)
+
+    return _averaged(loss, x, count, kind, v, generator)
+
+
+def denoising_score_matching(
+    score: Score,
+    x: Batch,
+    sigma: float,
+    *,
+    noise: Batch | None = None,
+    generator: torch.Generator | None = None,
+) -> PerSample:
+    """½ ‖s(x̃) + (x̃ − x)/σ²‖² at x̃ = x + σz, z ~ N(0, I) (Vincent 2011; §2.1, Eq. 2).
+
+    Its minimum is the score of the noised density q_σ and not that of p, and its value there is
+    not 0 but `denoising_floor`.
+
+    Args:
+        score: maps a batch to a batch of the same shape.
+        x: clean data.
+        sigma: σ.
+        noise: z, in place of drawing it.
+        generator: source of z, on the device of `x`.
+
+    Raises:
+        ValueError: for a σ that is not positive, a point that is not finite, a score that changes
+            the shape.
+    """
+    if not sigma > 0:
+        raise ValueError(f"denoising needs a positive sigma; got {sigma}")
+    check_finite(x)
+    if noise is None:
+        noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
+    return _half_square(shape_checked(score)(x + sigma * noise) + noise / sigma)
+
+
+def denoising_floor(noised: Batch, sigma: float, target: Score) -> PerSample:
+    """½ (D/σ² − ‖∇ log q_σ(x̃)‖²), whose mean over x̃ ~ q_σ is the least denoising loss there is.
+
+    The loss of any score s is this floor plus ½ E‖s − ∇ log q_σ‖².
+
+    Args:
+        noised: x̃, drawn from q_σ.
+        sigma: σ.
+        target: ∇ log q_σ.
+    """
+    dimension = noised[0].numel()
+    return 0.5 * dimension / sigma**2 - _half_square(target(noised))
 
 
 def multilevel_denoising_score_matching(
-    score: Score,
+    score: NoiseConditional,
     x: Float[Tensor, "batch *shape"],
     sigmas: Float[Tensor, " levels"],
     *,
@@ -42,19 +231,77 @@ def multilevel_denoising_score_matching(
         The loss of each sample, summed over the D dimensions, not averaged.
 
     Raises:
-        ValueError: if `score` answers in another shape than it was asked in.
+        ValueError: for a score that changes the shape.
     """
+    sigma, noised, target = _noised(x, sigmas, levels, noise, generator)
+    predicted = shape_checked(lambda y: score(y, sigma))(noised)
+    return loss_weight(sigma, weight_power) * _half_square(predicted + target)
+
+
+def multilevel_sliced_score_matching(
+    score: NoiseConditional,
+    x: Float[Tensor, "batch *shape"],
+    sigmas: Float[Tensor, " levels"],
+    *,
+    levels: Int[Tensor, " batch"] | None = None,
+    noise: Float[Tensor, "batch *shape"] | None = None,
+    v: Directions | None = None,
+    weight_power: float = 2.0,
+    mode: Mode = "reverse",
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, " batch"]:
+    """SSM-VR over all noise levels, the other way to train an NCSN (Song & Ermon 2019, §4.2).
+
+    λ(σ) · [vᵀ∇s(x̃, σ)v + ½ ‖s(x̃, σ)‖²] at x̃ = x + σz.  In expectation it is
+    `multilevel_denoising_score_matching` minus λ(σ) D/(2σ²), which no network changes.
+
+    Args and raises as for `multilevel_denoising_score_matching` and `sliced_score_matching_vr`.
+    """
+    sigma, noised = _noised(x, sigmas, levels, noise, generator)[:2]
+    loss = sliced_score_matching_vr(
+        lambda y: score(y, sigma), noised, v=v, mode=mode, generator=generator
+    )
+    return loss_weight(sigma, weight_power) * loss
+
+
+def _noised(
+    x: Tensor,
+    sigmas: Tensor,
+    levels: Tensor | None,
+    noise: Tensor | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """σ of each sample [batch], x̃ = x + σz, and z/σ; what is not given is drawn."""
     if levels is None:
         levels = torch.randint(len(sigmas), (len(x),), device=x.device, generator=generator)
     if noise is None:
         noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
     sigma = sigmas[levels]
     column = sigma.reshape(-1, *[1] * (x.ndim - 1))
+    return sigma, x + column * noise, noise / column
 
-    predicted = score(x + column * noise, sigma)
-    if predicted.shape != x.shape:
+
+def _half_square(s: Tensor) -> Tensor:
+    return 0.5 * s.flatten(1).square().sum(1)
+
+
+def _averaged(
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    count: int,
+    kind: Projection,
+    v: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The mean of a loss over the given directions, or over `count` new ones."""
+    check_finite(x)
+    if count < 1:
+        raise ValueError(f"a sliced loss needs at least one projection; got count = {count}")
+    if v is not None and v.shape[1:] != x.shape:
         raise ValueError(
-            f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(predicted.shape)}"
+            f"directions are [count, *{tuple(x.shape)}], one for each projection; got "
+            f"{tuple(v.shape)}"
         )
-    residual = predicted + noise / column
-    return loss_weight(sigma, weight_power) * 0.5 * residual.square().reshape(len(x), -1).sum(1)
+    drawn = v if v is not None else (projections(x, kind, generator) for _ in range(count))
+    losses = [loss(w) for w in drawn]
+    return torch.stack(losses).mean(0)

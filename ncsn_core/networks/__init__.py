@@ -1,12 +1,20 @@
-"""Networks: the NCSN RefineNet, the score that wraps it, and the digit classifier."""
+"""Networks: the NCSN RefineNet and the score that wraps it, the toy networks, the classifier."""
 
 from torch import nn
 
 from ncsn_core.networks.classifier import DigitClassifier
+from ncsn_core.networks.mlp import MLP, Ensemble
 from ncsn_core.networks.refinenet import RefineNet
 from ncsn_core.networks.score import NoiseConditionalScore
 
-__all__ = ["DigitClassifier", "NoiseConditionalScore", "RefineNet", "count_parameters"]
+__all__ = [
+    "MLP",
+    "DigitClassifier",
+    "Ensemble",
+    "NoiseConditionalScore",
+    "RefineNet",
+    "count_parameters",
+]
 
 
 def count_parameters(module: nn.Module) -> int:

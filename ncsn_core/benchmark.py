@@ -1,0 +1,173 @@
+"""What a computation costs: seconds, bytes, and how both grow."""
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one call.
+
+    Attributes:
+        seconds: of each repeat, in the order in which they were run.
+        peak_bytes: the most tensor memory that was held at once beyond what was held before.
+    """
+
+    seconds: tuple[float, ...]
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        """Median of the seconds."""
+        return float(np.median(self.seconds))
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the seconds."""
+        low, high = np.quantile(self.seconds, [0.25, 0.75])
+        return float(low), float(high)
+
+
+def costs(
+    calls: Mapping[str, Callable[[], Any]], *, repeats: int = 5, device: torch.device | str = "cpu"
+) -> dict[str, Cost]:
+    """Time several calls side by side and find the memory that each needs.
+
+    Every round runs each call once, so that a slow moment of the machine falls on all of them;
+    a first round warms up and is not counted.  Memory is measured once, apart from time.
+
+    Args:
+        calls: name → what to run.
+        repeats: number of rounds, at least 1.
+        device: where the calls compute.
+
+    Raises:
+        ValueError: without a repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"a measurement needs at least one repeat; got {repeats}")
+    device = torch.device(device)
+    peaks = {name: peak_bytes(call, device) for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(repeats + 1):
+        for name, call in calls.items():
+            elapsed = _timed(call, device)
+            if round_:
+                seconds[name].append(elapsed)
+    return {name: Cost(tuple(seconds[name]), peaks[name]) for name in calls}
+
+
+def training_steps(
+    network: nn.Module, losses: Mapping[str, Callable[[nn.Module], Tensor]]
+) -> dict[str, Callable[[], None]]:
+    """For each loss, a call that computes its mean and the gradient in the parameters.
+
+    Args:
+        network: any score network.
+        losses: name → a function from the network to one loss per sample, for example
+            `lambda s: sliced_score_matching(s, x)`.
+    """
+
+    def step(loss: Callable[[nn.Module], Tensor]) -> None:
+        for parameter in network.parameters():
+            parameter.grad = None
+        loss(network).mean().backward()
+
+    return {name: partial(step, loss) for name, loss in losses.items()}
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """The most tensor memory that a call holds at once, beyond what was held before it."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _TensorMemory() as memory:
+        call()
+    return memory.peak
+
+
+class _TensorMemory(TorchDispatchMode):
+    """Follows the storage of every tensor that an operation makes, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = 0
+        self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        old = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in old:
+                self._hold(tensor.untyped_storage())
+        return out
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self.held += storage.nbytes()
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._release, storage.nbytes())
+
+    def _release(self, size: int) -> None:
+        self.held -= size
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The exponent b of a power law y ∝ xᵇ, with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def log_log_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
+    """Least-squares slope of log y against log x, with a 95 % interval from Student's t.
+
+    Raises:
+        ValueError: for fewer than three points or a number that is not positive.
+    """
+    if len(x) != len(y) or len(x) < 3:
+        raise ValueError(f"a slope with an interval needs at least 3 pairs; got {len(x)}, {len(y)}")
+    if not all(math.isfinite(value) and value > 0 for value in [*x, *y]):
+        raise ValueError("a log-log slope needs positive numbers")
+    if len(set(x)) < 2:
+        raise ValueError("a slope needs at least two different x")
+    fit = stats.linregress(np.log(x), np.log(y))
+    margin = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
+    return Slope(float(fit.slope), float(fit.slope) - margin, float(fit.slope) + margin)
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

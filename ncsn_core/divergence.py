@@ -1,0 +1,245 @@
+"""The trace of a score's Jacobian, ∇·s = Σᵢ ∂sᵢ/∂xᵢ: exact, estimated, and what a gradient forbids.
+
+A score maps a batch to a batch and treats its samples independently, so that one product with the
+Jacobian of the batch is a product with every sample's own Jacobian J.  `jacobian_vector` is J v
+by forward mode, `vector_jacobian` is Jᵀ v by reverse mode; the rest is built from these two.
+Everything can be differentiated again, and so trained through.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from ncsn_core.errors import UnknownNameError
+
+Score = Callable[[Tensor], Tensor]
+Batch = Float[Tensor, "batch *shape"]
+PerSample = Float[Tensor, " batch"]
+Projection = Literal["gaussian", "rademacher", "sphere"]
+TraceMethod = Literal["loop", "vmap", "forward"]
+Mode = Literal["forward", "reverse"]
+
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+TRACE_METHODS: tuple[TraceMethod, ...] = get_args(TraceMethod)
+MEMORY_LIMIT = 4 * 2**30
+
+
+def projections(
+    like: Batch, kind: Projection = "gaussian", generator: torch.Generator | None = None
+) -> Batch:
+    """Random directions v with E[v vᵀ] = I, one per sample, in the shape of `like`.
+
+    Gaussian: N(0, I).  Rademacher: each coordinate ±1.  Sphere: uniform on the sphere of radius
+    √D.  All three make vᵀ J v an unbiased estimate of tr J; a sphere of radius 1 does not.
+
+    Raises:
+        UnknownNameError: for another kind.
+    """
+    if kind not in PROJECTIONS:
+        raise UnknownNameError("kind of projection", kind, PROJECTIONS)
+    v = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    if kind == "rademacher":
+        return torch.where(v < 0, -1.0, 1.0).to(v)
+    if kind == "sphere":
+        flat = v.flatten(1)
+        flat = flat * (math.sqrt(flat.shape[1]) / flat.norm(dim=1, keepdim=True))
+        return flat.reshape(v.shape)
+    return v
+
+
+def jacobian_vector(score: Score, x: Batch, v: Batch) -> tuple[Batch, Batch]:
+    """s(x) and J v of each sample, by forward mode: about the cost of two evaluations."""
+    return _jvp(shape_checked(score), x, v)
+
+
+def vector_jacobian(score: Score, x: Batch, v: Batch) -> tuple[Batch, Batch]:
+    """s(x) and Jᵀ v of each sample, by reverse mode: one evaluation and one backward pass."""
+    s, pull_back = _vjp(score, x)
+    return s, pull_back(v)
+
+
+def quadratic_form(
+    score: Score, x: Batch, v: Batch, mode: Mode = "reverse"
+) -> tuple[Batch, PerSample]:
+    """s(x) and vᵀ J v of each sample.
+
+    Trained through, `mode="reverse"` is the double backward pass of the authors' code and
+    `mode="forward"` one backward pass over a forward one.  The values are the same, and reverse was
+    the faster of the two on every network of this book (chapter 5 measures it).
+    """
+    if mode not in get_args(Mode):
+        raise UnknownNameError("mode of differentiation", mode, get_args(Mode))
+    s, product = (jacobian_vector if mode == "forward" else vector_jacobian)(score, x, v)
+    return s, (v * product).flatten(1).sum(1)
+
+
+def exact_divergence(
+    score: Score,
+    x: Batch,
+    method: TraceMethod = "vmap",
+    *,
+    chunk: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> PerSample:
+    """tr J of each sample, exactly, one product with the Jacobian for each of the D dimensions.
+
+    Args:
+        score: maps a batch to a batch of the same shape, sample by sample.
+        x: where.
+        method: "loop", D backward passes one after another; "vmap", the same at once;
+            "forward", D forward-mode products at once.
+        chunk: at most so many dimensions at once in the last two; all of them when None.
+        memory_limit: bytes that the products held at once may take.
+
+    Raises:
+        ValueError: for a point that is not finite, or a score that changes the shape.
+        UnknownNameError: for another method.
+        MemoryError: when the products need more than `memory_limit`; the message says how much.
+    """
+    if method not in TRACE_METHODS:
+        raise UnknownNameError("way to compute a trace", method, TRACE_METHODS)
+    check_finite(x)
+    dimension = math.prod(x.shape[1:])
+    at_once = 1 if method == "loop" else min(chunk or dimension, dimension)
+    needed = at_once * x.numel() * x.element_size()
+    if needed > memory_limit:
+        raise MemoryError(
+            f"{at_once:,} Jacobian products of {len(x):,} samples in {dimension:,} dimensions hold "
+            f"{needed / 2**30:.1f} GiB at once, more than the limit of "
+            f"{memory_limit / 2**30:.1f} GiB. Set chunk, take fewer samples, or estimate the trace "
+            f"with hutchinson_divergence"
+        )
+
+    def diagonal(i: Tensor, product: Tensor) -> Tensor:
+        return (_basis(i, x) * product).flatten(1).sum(1)
+
+    indices = torch.arange(dimension, device=x.device)
+    if method == "forward":
+        checked = shape_checked(score)
+        push = vmap(lambda i: diagonal(i, _jvp(checked, x, _basis(i, x))[1]), chunk_size=chunk)
+        return push(indices).sum(0)
+    _, pull_back = _vjp(score, x)
+    if method == "vmap":
+        pull = vmap(lambda i: diagonal(i, pull_back(_basis(i, x))), chunk_size=chunk)
+        return pull(indices).sum(0)
+    total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for i in indices:
+        total = total + diagonal(i, pull_back(_basis(i, x)))
+    return total
+
+
+def hutchinson_divergence(
+    score: Score,
+    x: Batch,
+    *,
+    count: int = 1,
+    kind: Projection = "gaussian",
+    mode: Mode = "reverse",
+    v: Float[Tensor, "count batch *shape"] | None = None,
+    generator: torch.Generator | None = None,
+) -> PerSample:
+    """An unbiased estimate of tr J, the mean of vᵀ J v over random v (Hutchinson 1990).
+
+    Args:
+        score: maps a batch to a batch of the same shape, sample by sample.
+        x: where.
+        count: number of directions; the variance falls like 1/count.
+        kind: their law, see `projections`.  Rademacher has the smallest variance of the three
+            for a J with a dominant diagonal, and none at all for a diagonal J.
+        mode: see `quadratic_form`.
+        v: the directions, in place of drawing them.
+        generator: source of the directions, on the device of `x`.
+
+    Raises:
+        ValueError: for a count below 1, a point that is not finite, a score that changes the shape.
+    """
+    check_finite(x)
+    if v is None:
+        if count < 1:
+            raise ValueError(f"an estimate needs at least one projection; got count = {count}")
+        v = torch.stack([projections(x, kind, generator) for _ in range(count)])
+    return torch.stack([quadratic_form(score, x, w, mode)[1] for w in v]).mean(0)
+
+
+def jacobian(score: Score, x: Batch) -> Float[Tensor, "batch dimension dimension"]:
+    """J of each sample, row i holding the derivatives of sᵢ; for small D only."""
+    check_finite(x)
+    _, pull_back = _vjp(score, x)
+    indices = torch.arange(math.prod(x.shape[1:]), device=x.device)
+    rows = vmap(lambda i: pull_back(_basis(i, x)).flatten(1))(indices)
+    return rows.transpose(0, 1)
+
+
+def antisymmetry(
+    score: Score,
+    x: Batch,
+    *,
+    count: int = 1,
+    v: Float[Tensor, "count batch *shape"] | None = None,
+    generator: torch.Generator | None = None,
+) -> PerSample:
+    """The antisymmetric share of J, ‖(J − Jᵀ)/2‖² / ‖J‖² (Frobenius), of each sample.
+
+    The Jacobian of a gradient field is symmetric, so that 0 is the share of a true score and ½
+    that of a random matrix.  Both norms are estimated with the same v: E‖Mv‖² = ‖M‖².
+
+    Args and raises as for `hutchinson_divergence`.
+    """
+    check_finite(x)
+    if v is None:
+        if count < 1:
+            raise ValueError(f"an estimate needs at least one projection; got count = {count}")
+        v = torch.stack([projections(x, "gaussian", generator) for _ in range(count)])
+    odd, whole = torch.zeros(len(x)).to(x), torch.zeros(len(x)).to(x)
+    for w in v:
+        _, right = jacobian_vector(score, x, w)
+        _, left = vector_jacobian(score, x, w)
+        odd = odd + (right - left).flatten(1).square().sum(1) / 4
+        whole = whole + (right.flatten(1).square().sum(1) + left.flatten(1).square().sum(1)) / 2
+    return odd / whole
+
+
+def _vjp(score: Score, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """s(x), and the function v → Jᵀ v."""
+    s, pull_back, *_ = vjp(shape_checked(score), x)
+    return s, lambda v: pull_back(v)[0]
+
+
+def _jvp(function: Score, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    with warnings.catch_warnings():  # torch's forward mode loads TorchScript, which is deprecated
+        warnings.filterwarnings("ignore", ".*torch.jit", FutureWarning)
+        value, product, *_ = jvp(function, (x,), (v,))
+    return value, product
+
+
+def _basis(i: Tensor, x: Batch) -> Batch:
+    """The i-th coordinate direction, for every sample."""
+    direction = torch.nn.functional.one_hot(i, math.prod(x.shape[1:])).to(x)
+    return direction.reshape(x.shape[1:]).expand_as(x)
+
+
+def shape_checked(score: Score) -> Score:
+    def checked(x: Tensor) -> Tensor:
+        s = score(x)
+        if s.shape != x.shape:
+            raise ValueError(
+                f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
+            )
+        return s
+
+    return checked
+
+
+def check_finite(x: Tensor) -> None:
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0, 0])
+        raise ValueError(
+            f"sample {first} of the batch holds NaN or infinity: {x[first].tolist()}"[:300]
+        )
