@@ -25,6 +25,7 @@ from ncsn_core.networks import DigitClassifier, NoiseConditionalScore, RefineNet
 from ncsn_core.schedules import geometric_ladder
 
 MODELS = Path(__file__).parent / "models"
+RESULTS = Path(__file__).parent / "results"
 MANIFEST = "manifest.json"
 
 
@@ -221,6 +222,21 @@ def load(name_or_path: str | Path) -> Record:
     raise UnknownNameError(
         "checkpoint", name_or_path, available(), "A folder that holds a manifest.json works too"
     )
+
+
+def results(name: str) -> Record:
+    """Measurements that ship with the package and belong to no checkpoint.
+
+    Each was written by a notebook of `notebooks/training/`, under this name.
+
+    Raises:
+        UnknownNameError: when there are none of that name; the message lists what there is.
+        CorruptFileError: when the manifest cannot be read.
+    """
+    known = sorted(p.parent.name for p in RESULTS.glob(f"*/{MANIFEST}"))
+    if name not in known:
+        raise UnknownNameError("results", name, known)
+    return _read(RESULTS / name)
 
 
 def _read(folder: Path) -> Record:
