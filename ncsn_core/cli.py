@@ -1,4 +1,4 @@
-"""The command line: `ncsn train | sample | evaluate | models | book`, or `python -m ncsn_core`."""
+"""The command line: `ncsn train | sample | evaluate | export | models | book`, or `python -m ncsn_core`."""
 
 import sys
 from pathlib import Path
@@ -212,6 +212,25 @@ def evaluate(checkpoint: str, profile: str, epsilon: float, seed: int, device: s
     click.echo(f"  held-out digits {distance(held_out):10.2f}")
     click.echo(f"  samples         {distance(samples.clamp(0, 1)):10.2f}")
     click.echo(f"  uniform noise   {distance(noise):10.2f}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+def export(run: Path, destination: Path) -> None:
+    """Copy a RUN to DESTINATION as it is shipped: the averaged weights, without training state.
+
+    \b
+    How the network of the book came to where it is:
+        ncsn export runs/mnist ncsn_core/models/mnist
+    """
+    record = checkpoints.load(run)
+    if destination.resolve() == record.folder.resolve():
+        raise NCSNError("a run cannot be exported onto itself: it would lose its training state")
+    size = sum(
+        f["bytes"] for f in checkpoints.export(record, destination).manifest["files"].values()
+    )
+    click.echo(f"{record.name}: {size / 2**20:.1f} MiB in {destination}")
 
 
 @cli.command()

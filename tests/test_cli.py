@@ -76,6 +76,23 @@ def test_sampling_writes_an_image(ncsn, tiny_run, tmp_path):
         assert image.size == (2 * 30 + 2, 2 * 30 + 2)
 
 
+def test_export_ships_the_weights_and_not_the_training_state(ncsn, tiny_run, tmp_path):
+    code, _, err = ncsn("export", tiny_run, tmp_path / "shipped")
+    assert code == 0, err
+    run, shipped = checkpoints.load(tiny_run), checkpoints.load(tmp_path / "shipped")
+    assert "state" in run.manifest["files"]
+    assert list(shipped.manifest["files"]) == ["weights"]
+    assert shipped.weights_sha256 == run.weights_sha256
+    assert shipped.config == run.config
+
+
+def test_a_run_is_not_exported_onto_itself(ncsn, tiny_run):
+    code, _, err = ncsn("export", tiny_run, Path(tiny_run) / ".." / Path(tiny_run).name)
+    assert code == 1
+    assert "onto itself" in err
+    assert "state" in checkpoints.load(tiny_run).manifest["files"]
+
+
 def test_models_are_listed_and_verified(ncsn):
     code, out, err = ncsn("models")
     assert code == 0, err
