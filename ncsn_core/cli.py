@@ -1,4 +1,4 @@
-"""The command line: `ncsn train | sample | evaluate | export | models | book`, or `python -m ncsn_core`."""
+"""The command line `ncsn`, also `python -m ncsn_core`: train, sample, evaluate, and the book."""
 
 import sys
 from pathlib import Path
