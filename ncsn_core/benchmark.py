@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,25 @@ class Cost:
 
 
 def costs(
-    calls: Mapping[str, Callable[[], Any]], *, repeats: int = 5, device: torch.device | str = "cpu"
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int = 5,
+    shortest: float = 0.02,
+    clock: Callable[[], float] = time.perf_counter,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Cost]:
     """Time several calls side by side and find the memory that each needs.
 
-    Every round runs each call once, so that a slow moment of the machine falls on all of them;
-    a first round warms up and is not counted.  Memory is measured once, apart from time.
+    Memory is measured first, apart from time, which also warms everything up.  Then every round
+    takes the calls in turn, so that a slow moment of the machine falls on all of them.
 
     Args:
         calls: name → what to run.
         repeats: number of rounds, at least 1.
+        shortest: seconds.  A quicker call is run until so many have passed, and their mean counts:
+            else it would pay for the caches that a large call before it has emptied.
+        clock: in seconds.  `time.process_time` leaves out what other programs take of the
+            processor; it adds up the threads of this one.
         device: where the calls compute.
 
     Raises:
@@ -61,18 +71,18 @@ def costs(
     device = torch.device(device)
     peaks = {name: peak_bytes(call, device) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + 1):
+    for _ in range(repeats):
         for name, call in calls.items():
-            elapsed = _timed(call, device)
-            if round_:
-                seconds[name].append(elapsed)
+            seconds[name].append(_timed(call, shortest, clock, device))
     return {name: Cost(tuple(seconds[name]), peaks[name]) for name in calls}
 
 
 def training_steps(
     network: nn.Module, losses: Mapping[str, Callable[[nn.Module], Tensor]]
-) -> dict[str, Callable[[], None]]:
-    """For each loss, a call that computes its mean and the gradient in the parameters.
+) -> dict[str, Callable[[], tuple[Tensor | None, ...]]]:
+    """For each loss, a call that computes its mean and returns the gradient in the parameters.
+
+    The network is left as it was, so that no call finds what another one left behind.
 
     Args:
         network: any score network.
@@ -80,10 +90,10 @@ def training_steps(
             `lambda s: sliced_score_matching(s, x)`.
     """
 
-    def step(loss: Callable[[nn.Module], Tensor]) -> None:
-        for parameter in network.parameters():
-            parameter.grad = None
-        loss(network).mean().backward()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+
+    def step(loss: Callable[[nn.Module], Tensor]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(loss(network).mean(), parameters, allow_unused=True)
 
     return {name: partial(step, loss) for name, loss in losses.items()}
 
@@ -101,6 +111,38 @@ def peak_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> i
     with _TensorMemory() as memory:
         call()
     return memory.peak
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """Floating-point operations of a call, two for each product and sum.
+
+    Matrix products and convolutions are counted, in which nearly all of a network's work lies.
+    The count is exact, and the same on every machine.
+    """
+    with _Operations() as counted:
+        call()
+    return counted.total
+
+
+class _Operations(TorchDispatchMode):
+    """Adds up the floating-point operations for which torch has a formula.
+
+    Unlike `FlopCounterMode` it does not ask which module they are for, and so allows the
+    derivatives of `torch.func` inside a module's own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 class _TensorMemory(TorchDispatchMode):
@@ -160,12 +202,18 @@ def log_log_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
     return Slope(float(fit.slope), float(fit.slope) - margin, float(fit.slope) + margin)
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> float:
+def _timed(
+    call: Callable[[], Any], shortest: float, clock: Callable[[], float], device: torch.device
+) -> float:
+    """Seconds of one call, the mean of as many as it takes to fill `shortest`."""
     _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
+    start, elapsed, runs = clock(), 0.0, 0
+    while runs == 0 or elapsed < shortest:
+        call()
+        _wait(device)
+        runs += 1
+        elapsed = clock() - start
+    return elapsed / runs
 
 
 def _wait(device: torch.device) -> None:

@@ -8,7 +8,7 @@ Everything can be differentiated again, and so trained through.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import torch
@@ -157,14 +157,11 @@ def hutchinson_divergence(
         generator: source of the directions, on the device of `x`.
 
     Raises:
-        ValueError: for a count below 1, a point that is not finite, a score that changes the shape.
+        ValueError: for a count below 1, directions of another shape, a point that is not finite,
+            a score that changes the shape.
     """
-    check_finite(x)
-    if v is None:
-        if count < 1:
-            raise ValueError(f"an estimate needs at least one projection; got count = {count}")
-        v = torch.stack([projections(x, kind, generator) for _ in range(count)])
-    return torch.stack([quadratic_form(score, x, w, mode)[1] for w in v]).mean(0)
+    drawn = directions(x, count, kind, v, generator)
+    return torch.stack([quadratic_form(score, x, w, mode)[1] for w in drawn]).mean(0)
 
 
 def jacobian(score: Score, x: Batch) -> Float[Tensor, "batch dimension dimension"]:
@@ -191,13 +188,9 @@ def antisymmetry(
 
     Args and raises as for `hutchinson_divergence`.
     """
-    check_finite(x)
-    if v is None:
-        if count < 1:
-            raise ValueError(f"an estimate needs at least one projection; got count = {count}")
-        v = torch.stack([projections(x, "gaussian", generator) for _ in range(count)])
+    drawn = directions(x, count, "gaussian", v, generator)
     odd, whole = torch.zeros(len(x)).to(x), torch.zeros(len(x)).to(x)
-    for w in v:
+    for w in drawn:
         _, right = jacobian_vector(score, x, w)
         _, left = vector_jacobian(score, x, w)
         odd = odd + (right - left).flatten(1).square().sum(1) / 4
@@ -214,7 +207,8 @@ def _vjp(score: Score, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 def _jvp(function: Score, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     with warnings.catch_warnings():  # torch's forward mode loads TorchScript, which is deprecated
         warnings.filterwarnings("ignore", ".*torch.jit", FutureWarning)
-        value, product, *_ = jvp(function, (x,), (v,))
+        # forward mode refuses an expanded x, whose samples share their memory
+        value, product, *_ = jvp(function, (x.contiguous(),), (v,))
     return value, product
 
 
@@ -234,6 +228,26 @@ def shape_checked(score: Score) -> Score:
         return s
 
     return checked
+
+
+def directions(
+    x: Tensor,
+    count: int,
+    kind: Projection,
+    v: Tensor | None,
+    generator: torch.Generator | None,
+) -> Iterable[Tensor]:
+    """The given directions, or `count` new ones, after a check of the points and of both."""
+    check_finite(x)
+    if v is not None and v.shape[1:] != x.shape:
+        raise ValueError(
+            f"directions are [count, *{tuple(x.shape)}], one for each projection; got "
+            f"{tuple(v.shape)}"
+        )
+    number = count if v is None else len(v)
+    if number < 1:
+        raise ValueError(f"an estimate needs at least one projection; got {number}")
+    return (projections(x, kind, generator) for _ in range(count)) if v is None else v
 
 
 def check_finite(x: Tensor) -> None:

@@ -5,6 +5,7 @@ to know: the score itself (explicit), the trace of a Jacobian (implicit), its pr
 directions (sliced), two evaluations close by (finite differences), or noise (denoising).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,8 +18,8 @@ from ncsn_core.divergence import (
     Projection,
     TraceMethod,
     check_finite,
+    directions,
     exact_divergence,
-    projections,
     quadratic_form,
     shape_checked,
 )
@@ -85,7 +86,8 @@ def sliced_score_matching(
         generator: source of the directions, on the device of `x`.
 
     Raises:
-        ValueError: for a count below 1, a point that is not finite, a score that changes the shape.
+        ValueError: for a count below 1, directions of another shape, a point that is not finite,
+            a score that changes the shape.
     """
 
     def loss(w: Tensor) -> Tensor:
@@ -195,9 +197,16 @@ def denoising_floor(noised: Batch, sigma: float, target: Score) -> PerSample:
         noised: x̃, drawn from q_σ.
         sigma: σ.
         target: ∇ log q_σ.
+
+    Raises:
+        ValueError: for a σ that is not positive, a point that is not finite, a target that changes
+            the shape.
     """
-    dimension = noised[0].numel()
-    return 0.5 * dimension / sigma**2 - _half_square(target(noised))
+    if not sigma > 0:
+        raise ValueError(f"denoising needs a positive sigma; got {sigma}")
+    check_finite(noised)
+    dimension = math.prod(noised.shape[1:])
+    return 0.5 * dimension / sigma**2 - _half_square(shape_checked(target)(noised))
 
 
 def multilevel_denoising_score_matching(
@@ -294,14 +303,4 @@ def _averaged(
     generator: torch.Generator | None,
 ) -> Tensor:
     """The mean of a loss over the given directions, or over `count` new ones."""
-    check_finite(x)
-    if count < 1:
-        raise ValueError(f"a sliced loss needs at least one projection; got count = {count}")
-    if v is not None and v.shape[1:] != x.shape:
-        raise ValueError(
-            f"directions are [count, *{tuple(x.shape)}], one for each projection; got "
-            f"{tuple(v.shape)}"
-        )
-    drawn = v if v is not None else (projections(x, kind, generator) for _ in range(count))
-    losses = [loss(w) for w in drawn]
-    return torch.stack(losses).mean(0)
+    return torch.stack([loss(w) for w in directions(x, count, kind, v, generator)]).mean(0)

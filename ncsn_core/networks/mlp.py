@@ -61,11 +61,11 @@ class Ensemble(nn.Module):
 
     @classmethod
     def of(cls, build: Callable[[], nn.Module], seeds: Sequence[int]) -> "Ensemble":
-        """One network per seed, from `build` called under that seed of torch's own generator."""
+        """One network per seed, from `build` called under that seed of torch's CPU generator."""
         networks = []
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 networks.append(build())
         return cls(networks)
 
@@ -88,7 +88,7 @@ class Ensemble(nn.Module):
 
     def member(self, index: int) -> nn.Module:
         """A copy of one member, as the network that it is."""
-        network = copy.deepcopy(self._skeleton[0]).to_empty(device=self.stacked[0].device)
-        values = [stack[index].detach() for stack in self.stacked]
-        network.load_state_dict(dict(zip(self._names, values, strict=True)))
+        network = copy.deepcopy(self._skeleton[0])
+        values = [stack[index].detach().clone() for stack in self.stacked]
+        network.load_state_dict(dict(zip(self._names, values, strict=True)), assign=True)
         return network.requires_grad_(False)
