@@ -10,14 +10,15 @@ from PIL import Image
 
 from ncsn_core import checkpoints
 from ncsn_core.book import gallery
-from ncsn_core.book.cards import card, results_card, table
+from ncsn_core.book.cards import card, results_card
+from ncsn_core.book.show import markdown_table
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
 NCSN = checkpoints.available("ncsn")
 
 
 def test_a_table_has_a_line_for_each_row():
-    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 @pytest.mark.parametrize("name", checkpoints.available())

@@ -1,5 +1,6 @@
 """Model cards: what a checkpoint is, where it came from and how good it was measured to be."""
 
+from ncsn_core.book.show import markdown_table
 from ncsn_core.checkpoints import Record
 from ncsn_core.networks import count_parameters
 
@@ -44,7 +45,7 @@ def card(record: Record) -> str:
     rows["versions"] = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())
     rows["data SHA-256"] = f"`{provenance['data_sha256'][:16]}…`"
     rows["weights SHA-256"] = f"`{record.weights_sha256[:16]}…`"
-    return table(["", record.name], [[name, value] for name, value in rows.items()])
+    return markdown_table(["", record.name], [[name, value] for name, value in rows.items()])
 
 
 def results_card(record: Record, bundles: list[Record]) -> str:
@@ -71,13 +72,7 @@ def results_card(record: Record, bundles: list[Record]) -> str:
     )
     rows.append(["device", *[b.provenance["device"] for b in bundles]])
     rows.append(["time", *[_duration(b.provenance["seconds"]) for b in bundles]])
-    return table(header, rows)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(header, rows)
 
 
 def _averaging(config: dict) -> str:

@@ -1,0 +1,47 @@
+"""What a chapter shows beside its figures: tables, and the lines that implement an equation."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from IPython.display import Markdown, display
+
+
+def table(header: Iterable[Any], *rows: Iterable[Any]) -> None:
+    """Display a table; cells are turned into text and may hold Markdown."""
+    display(Markdown(markdown_table(header, rows)))
+
+
+def body(function: Callable[..., Any]) -> None:
+    """Display the code of a function without its signature and docstring."""
+    display(Markdown(f"```python\n{body_of(function)}\n```"))
+
+
+def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table.
+
+    Raises:
+        ValueError: for a row whose length is not that of the header.
+    """
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    width = len(lines[0])
+    for row in lines:
+        if len(row) != width:
+            raise ValueError(f"a row has {len(row)} cells and the header has {width}: {row}")
+    lines.insert(1, ["---"] * width)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def body_of(function: Callable[..., Any]) -> str:
+    """The source of a function without its signature and docstring, comments included."""
+    source = textwrap.dedent(inspect.getsource(function))
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    statements = definition.body
+    if ast.get_docstring(definition) is not None and len(statements) > 1:
+        start = statements[0].end_lineno or 0
+    else:
+        start = statements[0].lineno - 1
+    return textwrap.dedent("\n".join(source.splitlines()[start:])).strip()

@@ -1,0 +1,56 @@
+"""Tables and source listings of the chapters."""
+
+import pytest
+from IPython.utils.capture import capture_output
+
+from ncsn_core.book import show
+
+
+def documented(x):
+    """A docstring with ''' and "quotes".
+
+    On several lines.
+    """
+    # a comment
+    y = x + 1
+    return y
+
+
+def undocumented(x):
+    y = x + 1
+    return y
+
+
+class Holder:
+    def method(self):
+        """One line."""
+        return [
+            1,
+        ]
+
+
+def test_a_table_has_a_header_a_rule_and_its_rows():
+    text = show.markdown_table(["a", "b"], [(1, 2.5), ("x", "$y$")])
+    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2.5 |", "| x | $y$ |"]
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="1 cells and the header has 2"):
+        show.markdown_table(["a", "b"], [(1,)])
+
+
+def test_a_body_has_neither_signature_nor_docstring():
+    assert show.body_of(documented) == "# a comment\ny = x + 1\nreturn y"
+    assert show.body_of(undocumented) == "y = x + 1\nreturn y"
+    assert show.body_of(Holder.method) == "return [\n    1,\n]"
+
+
+def test_what_is_shown_is_markdown():
+    with capture_output() as captured:
+        show.table(["a"], (1,))
+        show.body(documented)
+    shown = [output.data["text/markdown"] for output in captured.outputs]
+    assert shown == [
+        "| a |\n| --- |\n| 1 |",
+        "```python\n# a comment\ny = x + 1\nreturn y\n```",
+    ]
