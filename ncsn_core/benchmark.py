@@ -57,8 +57,9 @@ def costs(
     Args:
         calls: name → what to run.
         repeats: number of rounds, at least 1.
-        shortest: seconds.  A quicker call is run until so many have passed, and their mean counts:
-            else it would pay for the caches that a large call before it has emptied.
+        shortest: seconds.  A call that is quicker is run once more, until so many have passed, and
+            their mean counts: its first run pays for the caches and the memory pages that a large
+            call before it has taken away.
         clock: in seconds.  `time.process_time` leaves out what other programs take of the
             processor; it adds up the threads of this one.
         device: where the calls compute.
@@ -197,23 +198,32 @@ def log_log_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
         raise ValueError("a log-log slope needs positive numbers")
     if len(set(x)) < 2:
         raise ValueError("a slope needs at least two different x")
-    fit = stats.linregress(np.log(x), np.log(y))
-    margin = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
-    return Slope(float(fit.slope), float(fit.slope) - margin, float(fit.slope) + margin)
+    u, v = np.log(x) - np.log(x).mean(), np.log(y) - np.log(y).mean()
+    slope = float(u @ v / (u @ u))
+    variance = ((v - slope * u) ** 2).sum() / (len(x) - 2) / (u @ u)
+    margin = float(stats.t.ppf(0.975, len(x) - 2) * math.sqrt(variance))
+    return Slope(slope, slope - margin, slope + margin)
 
 
 def _timed(
     call: Callable[[], Any], shortest: float, clock: Callable[[], float], device: torch.device
 ) -> float:
-    """Seconds of one call, the mean of as many as it takes to fill `shortest`."""
+    """Seconds of a call; of a quick one, the mean of as many as fill `shortest` after a first."""
+    first = _elapsed(call, clock, device)
+    if first >= shortest:
+        return first
+    runs = [_elapsed(call, clock, device)]
+    while sum(runs) < shortest:
+        runs.append(_elapsed(call, clock, device))
+    return sum(runs) / len(runs)
+
+
+def _elapsed(call: Callable[[], Any], clock: Callable[[], float], device: torch.device) -> float:
     _wait(device)
-    start, elapsed, runs = clock(), 0.0, 0
-    while runs == 0 or elapsed < shortest:
-        call()
-        _wait(device)
-        runs += 1
-        elapsed = clock() - start
-    return elapsed / runs
+    start = clock()
+    call()
+    _wait(device)
+    return clock() - start
 
 
 def _wait(device: torch.device) -> None:

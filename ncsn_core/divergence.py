@@ -72,6 +72,9 @@ def quadratic_form(
     Trained through, `mode="reverse"` is the double backward pass of the authors' code and
     `mode="forward"` one backward pass over a forward one.  The values are the same, and reverse was
     the faster of the two on every network of this book (chapter 5 measures it).
+
+    Do not train a network that calls torch's own batch, instance or layer normalization in forward
+    mode: the value is right, but the gradient of it is not (pytorch issue 196699).
     """
     if mode not in get_args(Mode):
         raise UnknownNameError("mode of differentiation", mode, get_args(Mode))

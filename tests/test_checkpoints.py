@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ncsn_core import checkpoints
-from ncsn_core.checkpoints import MANIFEST
+from ncsn_core.checkpoints import MANIFEST, RESULTS
 from ncsn_core.errors import CorruptFileError, UnknownNameError
 from ncsn_core.files import write_atomically
 from ncsn_core.networks import DigitClassifier
@@ -354,6 +354,56 @@ def test_replacing_a_record_keeps_its_bundles(record):
     assert (record.folder / "bundles" / "good" / MANIFEST).is_file()
 
 
+# --- results that belong to no checkpoint -------------------------------------------------------
+
+
+@pytest.fixture
+def shipped_results(tmp_path, monkeypatch):
+    """A package that ships the results "cost" and "spread", and a folder that is no record."""
+    folder = tmp_path / "package" / "results"
+    monkeypatch.setattr(checkpoints, "RESULTS", folder)
+    for name in ("spread", "cost"):
+        parts = {"curves": {"seconds": torch.arange(3.0), "name": torch.tensor(len(name))}}
+        checkpoints.save(folder / name, parts, kind="results", metrics={"points": 3})
+    (folder / "unfinished").mkdir()
+    checkpoints.save(tmp_path / "elsewhere", OLD, kind="results")
+    return folder
+
+
+def test_results_are_found_by_name(shipped_results):
+    found = checkpoints.results("cost")
+    assert (found.name, found.kind, found.folder) == ("cost", "results", shipped_results / "cost")
+    assert found.metrics == {"points": 3}
+    assert torch.equal(found.tensors("curves")["seconds"], torch.arange(3.0))
+    assert found.tensors("curves")["name"] == 4
+    assert checkpoints.results("spread").tensors("curves")["name"] == 6
+
+
+@pytest.mark.parametrize("name", ["costs", "", ".", "..", "unfinished", "../../elsewhere"])
+def test_unknown_results_list_what_there_is(shipped_results, name):
+    """Only names count: no other folder can be opened through one."""
+    with pytest.raises(UnknownNameError) as caught:
+        checkpoints.results(name)
+    assert str(caught.value) == f"unknown results {name!r}; known: cost, spread"
+
+
+def test_a_package_without_results_knows_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "RESULTS", tmp_path / "missing")
+    with pytest.raises(UnknownNameError, match="unknown results 'cost'; known: none"):
+        checkpoints.results("cost")
+
+
+def test_damaged_results_are_noticed(shipped_results):
+    cost = checkpoints.results("cost")
+    (shipped_results / "spread" / MANIFEST).write_text("{", encoding="utf-8")
+    with pytest.raises(CorruptFileError, match=r"manifest\.json of record 'spread'"):
+        checkpoints.results("spread")
+    path = cost.folder / cost.manifest["files"]["curves"]["name"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptFileError, match="of record 'cost' is truncated or altered"):
+        checkpoints.results("cost").tensors("curves")
+
+
 # --- what ships with the package ---------------------------------------------------------------
 
 
@@ -376,3 +426,13 @@ def test_shipped_records_are_whole_and_fit_their_networks(name):
         bundle = record.bundle(manifest.parent.name)
         for part in bundle.manifest["files"]:
             assert bundle.tensors(part)
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in RESULTS.glob(f"*/{MANIFEST}")))
+def test_shipped_results_are_whole(name):
+    record = checkpoints.results(name)
+    assert record.provenance["seed"] >= 0
+    for part in record.manifest["files"]:
+        assert record.tensors(part)
+    listed = {entry["name"] for entry in record.manifest["files"].values()}
+    assert {path.name for path in record.folder.glob("*.safetensors")} == listed

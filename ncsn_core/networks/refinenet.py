@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 Features = Float[Tensor, "batch _ _ _"]  # a feature map [batch, channel, height, width]
 Coefficients = Float[Tensor, "batch channel"]
@@ -39,15 +40,17 @@ def instance_norm_plus(
     Plain instance normalization throws m_k, the brightness of a feature map, away; the α term
     brings it back.  `alpha=None` leaves it out.
     """
-    compiling = torch.compiler.is_compiling()
-    if compiling:
+    # torch forgets that the statistics depend on x when it differentiates its own kernel in forward
+    # mode and then once more (pytorch issue 196699); the plain formula has the right derivatives.
+    plain = torch.compiler.is_compiling() or forward_ad._current_level >= 0
+    if plain:
         variance, m = torch.var_mean(x.float(), dim=(2, 3), correction=0)
     else:
         m = x.mean(dim=(2, 3), dtype=torch.float32)
     if alpha is not None:
         spread, mean = torch.var_mean(m, dim=1, correction=1, keepdim=True)
         beta = beta + gamma * alpha * (m - mean) / torch.sqrt(spread + 1e-5)
-    if compiling:  # one pass for the moments, one for everything else
+    if plain:  # one pass for the moments, one for everything else
         scale = gamma * torch.rsqrt(variance + 1e-5)
         shift = beta - m * scale
         y = (x.float() * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
