@@ -57,9 +57,9 @@ def costs(
     Args:
         calls: name → what to run.
         repeats: number of rounds, at least 1.
-        shortest: seconds.  A call that is quicker is run once more, until so many have passed, and
-            their mean counts: its first run pays for the caches and the memory pages that a large
-            call before it has taken away.
+        shortest: seconds, to be filled by a call of less than ten times as many.  The first of its
+            runs pays for the caches and the memory pages that a large call before it has taken away
+            and does not count; of the others, which take so many seconds together, the mean counts.
         clock: in seconds.  `time.process_time` leaves out what other programs take of the
             processor; it adds up the threads of this one.
         device: where the calls compute.
@@ -210,7 +210,7 @@ def _timed(
 ) -> float:
     """Seconds of a call; of a quick one, the mean of as many as fill `shortest` after a first."""
     first = _elapsed(call, clock, device)
-    if first >= shortest:
+    if first >= 10 * shortest:
         return first
     runs = [_elapsed(call, clock, device)]
     while sum(runs) < shortest:

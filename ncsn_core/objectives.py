@@ -71,7 +71,7 @@ def sliced_score_matching(
     v: Directions | None = None,
     generator: torch.Generator | None = None,
 ) -> PerSample:
-    """SSM: vᵀ∇s(x)v + ½ (vᵀs(x))², averaged over random v (Song et al. 2019; §2.1, Eq. 3).
+    """SSM: vᵀ∇s(x)v + ½ (vᵀs(x))², averaged over random v (Song et al. 2019).
 
     With E[v vᵀ] = I its expectation is the implicit loss.  The directions of this package all have
     that scale; a v of length 1 would divide the loss by D.
@@ -110,7 +110,8 @@ def sliced_score_matching_vr(
     """SSM-VR: vᵀ∇s(x)v + ½ ‖s(x)‖², averaged over random v (Song et al. 2019, §3.2).
 
     The second term is the expectation of ½ (vᵀs)² over v, taken exactly, which leaves Hutchinson's
-    estimate of the trace as the only source of noise beside the data.
+    estimate of the trace as the only source of noise beside the data.  The objective that Song &
+    Ermon (2019, Eq. 3) call sliced score matching.
 
     Args and raises as for `sliced_score_matching`.
     """

@@ -1,7 +1,6 @@
 """Tables and source listings of the chapters."""
 
 import pytest
-from IPython.utils.capture import capture_output
 
 from ncsn_core.book import show
 
@@ -45,11 +44,11 @@ def test_a_body_has_neither_signature_nor_docstring():
     assert show.body_of(Holder.method) == "return [\n    1,\n]"
 
 
-def test_what_is_shown_is_markdown():
-    with capture_output() as captured:
-        show.table(["a"], (1,))
-        show.body(documented)
-    shown = [output.data["text/markdown"] for output in captured.outputs]
+def test_what_is_shown_is_markdown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(show, "display", lambda markdown: shown.append(markdown.data))
+    show.table(["a"], (1,))
+    show.body(documented)
     assert shown == [
         "| a |\n| --- |\n| 1 |",
         "```python\n# a comment\ny = x + 1\nreturn y\n```",
