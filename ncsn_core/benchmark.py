@@ -1,9 +1,11 @@
 """What a computation costs: seconds, bytes, and how both grow."""
 
+import gc
 import math
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,7 +54,9 @@ def costs(
     """Time several calls side by side and find the memory that each needs.
 
     Memory is measured first, apart from time, which also warms everything up.  Then every round
-    takes the calls in turn, so that a slow moment of the machine falls on all of them.
+    takes the calls in turn, so that a slow moment of the machine falls on all of them.  Python's
+    garbage is collected between the rounds and not while the clock runs: a step with thousands of
+    products leaves so much of it that the next call would pay many times its own price.
 
     Args:
         calls: name → what to run.
@@ -72,9 +76,11 @@ def costs(
     device = torch.device(device)
     peaks = {name: peak_bytes(call, device) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            seconds[name].append(_timed(call, shortest, clock, device))
+    with _no_collection():
+        for _ in range(repeats):
+            gc.collect()
+            for name, call in calls.items():
+                seconds[name].append(_timed(call, shortest, clock, device))
     return {name: Cost(tuple(seconds[name]), peaks[name]) for name in calls}
 
 
@@ -211,11 +217,24 @@ def _timed(
     """Seconds of a call; of a quick one, the mean of as many as fill `shortest` after a first."""
     first = _elapsed(call, clock, device)
     if first >= 10 * shortest:
+        gc.collect()
         return first
     runs = [_elapsed(call, clock, device)]
     while sum(runs) < shortest:
         runs.append(_elapsed(call, clock, device))
     return sum(runs) / len(runs)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Turn Python's garbage collection off, as `timeit` does."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _elapsed(call: Callable[[], Any], clock: Callable[[], float], device: torch.device) -> float:
