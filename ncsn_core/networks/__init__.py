@@ -1,10 +1,11 @@
-"""Networks: the NCSN RefineNet and the score that wraps it, the toy networks, the classifier."""
+"""Networks: the NCSN RefineNet and its score, Figure 1's auto-encoder, toy networks, the classifier."""
 
 from torch import nn
 
 from ncsn_core.networks.classifier import DigitClassifier
 from ncsn_core.networks.mlp import MLP, Ensemble
 from ncsn_core.networks.refinenet import RefineNet
+from ncsn_core.networks.residual_autoencoder import ResidualAutoencoder
 from ncsn_core.networks.score import NoiseConditionalScore
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Ensemble",
     "NoiseConditionalScore",
     "RefineNet",
+    "ResidualAutoencoder",
     "count_parameters",
 ]
 

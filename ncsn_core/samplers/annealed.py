@@ -1,41 +1,19 @@
-"""Samplers: from a score to samples.  Each observes through a callback and never prints."""
+"""Annealed Langevin dynamics, one noise level after the other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncsn_core.samplers.langevin import langevin_step
+from ncsn_core.samplers.state import Callback, State, checked, normal_like
 from ncsn_core.schedules import langevin_step_sizes
-
-Score = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class State:
-    """What a callback sees after each update; the tensors are never overwritten, so keep them.
-
-    Attributes:
-        level: index i of the noise level, from 0.
-        step: update t within the level, from 0.
-        sigma: σᵢ.
-        alpha: step size αᵢ.
-        x: the samples after the update, [batch, *shape].
-        score: the score that the update used, at the samples *before* it.
-    """
-
-    level: int
-    step: int
-    sigma: float
-    alpha: float
-    x: Tensor
-    score: Tensor
 
 
 @torch.no_grad()
 def annealed_langevin(
-    score: Score,
+    score: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "batch *shape"],
     sigmas: Float[Tensor, " levels"],
     *,
@@ -43,7 +21,7 @@ def annealed_langevin(
     steps_per_level: int = 100,
     denoise: bool = False,
     generator: torch.Generator | None = None,
-    callback: Callable[[State], None] | None = None,
+    callback: Callback | None = None,
 ) -> Float[Tensor, "batch *shape"]:
     """Annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1).
 
@@ -74,27 +52,13 @@ def annealed_langevin(
     alphas = langevin_step_sizes(sigmas, epsilon).tolist()
     for i, alpha in enumerate(alphas):
         sigma = sigmas[i].expand(len(x))
+        level = f"level {i + 1} of {len(alphas)} (sigma = {sigmas[i].item():.4g})"
         for t in range(steps_per_level):
-            s = _checked(score, x, sigma, f"level {i + 1} of {len(alphas)}", f", step {t + 1}")
-            z = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
-            x = x + alpha / 2 * s + alpha**0.5 * z
+            s = checked(score(x, sigma), x, f"{level}, step {t + 1}")
+            x = langevin_step(x, s, alpha, normal_like(x, generator))
             if callback is not None:
                 callback(State(i, t, sigmas[i].item(), alpha, x, s))
     if denoise:
-        sigma = sigmas[-1].expand(len(x))
-        x = x + sigmas[-1] ** 2 * _checked(score, x, sigma, "the final denoising step")
+        s = checked(score(x, sigmas[-1].expand(len(x))), x, "the final denoising step")
+        x = x + sigmas[-1] ** 2 * s
     return x
-
-
-def _checked(score: Score, x: Tensor, sigma: Tensor, level: str, step: str = "") -> Tensor:
-    s = score(x, sigma)
-    if s.shape != x.shape:
-        raise ValueError(
-            f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
-        )
-    if not torch.isfinite(s).all():
-        raise FloatingPointError(
-            f"the score is not finite at {level} (sigma = {sigma[0].item():.4g}){step}; "
-            f"a smaller epsilon may help"
-        )
-    return s

@@ -1,0 +1,169 @@
+"""How samples and scores compare with a target that is known.
+
+For the toy chapters, where the modes, the exact score and exact samples are at hand.
+`ncsn_core.evaluation` measures images, where they are not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from scipy.stats import binomtest
+from torch import Tensor
+
+Points = Float[Tensor, "count dimension"]
+
+
+class Share(NamedTuple):
+    """An observed fraction and its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mode_weights(x: Points, modes: Points, *, confidence: float = 0.95) -> list[Share]:
+    """The fraction of samples that are nearest to each mode, with Wilson's interval (1927).
+
+    The interval is the chance of `count` independent samples; it knows nothing of a sampler's bias.
+    Where modes overlap, the fraction nearest to a mode is not the weight of its component.
+
+    Args:
+        x: independent samples.
+        modes: where the modes are, [modes, dimension].
+        confidence: probability with which an interval covers the true fraction.
+
+    Raises:
+        ValueError: for no samples, or samples that are not finite.
+    """
+    if len(x) == 0:
+        raise ValueError("there are no samples to count")
+    if not torch.isfinite(x).all():
+        raise ValueError("some samples are not finite: look at the sampler before the weights")
+    nearest = torch.cdist(x, modes.to(x)).argmin(1)
+    counts = torch.bincount(nearest, minlength=len(modes)).tolist()
+    shares = []
+    for count in counts:
+        interval = binomtest(count, len(x)).proportion_ci(confidence, method="wilson")
+        shares.append(Share(count / len(x), float(interval.low), float(interval.high)))
+    return shares
+
+
+def distance_to_nearest(x: Points, points: Points) -> Float[Tensor, " count"]:
+    """Euclidean distance of each sample to the nearest of `points` [points, dimension]."""
+    return torch.cdist(x, points.to(x)).amin(1)
+
+
+def sliced_wasserstein(
+    x: Points, y: Points, *, directions: int = 100, generator: torch.Generator | None = None
+) -> float:
+    """Sliced Wasserstein-2 distance of two equally large samples (Bonneel et al. 2015).
+
+    In one dimension optimal transport pairs the sorted points; the squared distance is averaged
+    over random directions, and the root is in the units of the data.  Two samples of one law have
+    a positive distance as well: compare with that.
+
+    Args:
+        x: a sample.
+        y: another, of the same shape.
+        directions: number of random directions on the unit sphere.
+        generator: source of the directions.
+
+    Raises:
+        ValueError: for samples of different shapes.
+    """
+    if x.shape != y.shape:
+        raise ValueError(
+            f"sorted samples are paired one by one, so that both need one shape; "
+            f"got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    v = torch.randn(x.shape[1], directions, generator=generator, device=x.device, dtype=x.dtype)
+    v = v / v.norm(dim=0)
+    gaps = (x @ v).sort(0).values - (y @ v).sort(0).values
+    return float(gaps.square().mean().sqrt())
+
+
+def autocorrelation(
+    chains: Float[Tensor, "steps chains"], *, mean: float | None = None
+) -> Float[Tensor, " steps"]:
+    """ρ(k), the correlation of a stationary series with itself k steps later, over all chains.
+
+    By the fast Fourier transform; a lag of k has steps − k pairs, and late lags are noisy.
+
+    Args:
+        chains: one number a step and chain.
+        mean: of the stationary law where it is known; the mean of all numbers when None.
+
+    Raises:
+        ValueError: for a series that does not vary.
+    """
+    steps = len(chains)
+    deviations = chains.double() - (chains.double().mean() if mean is None else mean)
+    spectrum = torch.fft.rfft(deviations, n=2 * steps, dim=0)
+    sums = torch.fft.irfft(spectrum.abs().square(), n=2 * steps, dim=0)[:steps].sum(1)
+    covariances = sums / torch.arange(steps, 0, -1, device=chains.device)
+    if covariances[0] <= 0:
+        raise ValueError("the series does not vary, and has no autocorrelation")
+    return (covariances / covariances[0]).float()
+
+
+def autocorrelation_time(
+    chains: Float[Tensor, "steps chains"], *, mean: float | None = None, window: float = 5.0
+) -> float:
+    """τ = 1 + 2 Σ_k ρ(k), the steps that are worth one independent sample (Sokal 1997).
+
+    The sum ends at the first lag above `window` times the τ so far, beyond which there is only
+    noise.  A chain that is not many times longer than τ gives too small a value.
+    """
+    rho = autocorrelation(chains, mean=mean).double()
+    times = 2 * rho.cumsum(0) - 1
+    lags = torch.arange(len(rho), device=rho.device)
+    enough = (lags >= window * times).nonzero()
+    return float(times[enough[0, 0] if len(enough) else -1])
+
+
+@dataclass(frozen=True)
+class Binned:
+    """A quantity averaged over bins of another.
+
+    Attributes:
+        edges: of the bins, [bins + 1].
+        mean: of the quantity in each bin, [bins]; NaN where a bin is empty.
+        standard_error: of the mean, [bins]; NaN for fewer than two values.
+        count: values in each bin, [bins].
+    """
+
+    edges: Tensor
+    mean: Tensor
+    standard_error: Tensor
+    count: Tensor
+
+
+def binned(
+    values: Float[Tensor, " count"],
+    by: Float[Tensor, " count"],
+    edges: Sequence[float] | Float[Tensor, " edges"],
+) -> Binned:
+    """Average `values` over bins [edge, next edge) of `by`; what lies outside all bins is left out.
+
+    The error of a score against the distance from the modes is
+    `binned((s - exact).square().sum(1), distance_to_nearest(x, modes), edges)`.
+
+    Raises:
+        ValueError: for edges that do not increase.
+    """
+    limits = torch.as_tensor(edges, dtype=by.dtype, device=by.device)
+    if len(limits) < 2 or not (limits[1:] > limits[:-1]).all():
+        raise ValueError("bins need at least two edges, in increasing order")
+    bin_of = torch.bucketize(by, limits, right=True) - 1
+    inside = (bin_of >= 0) & (bin_of < len(limits) - 1)
+    index, wide = bin_of[inside], values[inside].double()
+    zeros = wide.new_zeros(len(limits) - 1)
+    count = zeros.index_add(0, index, torch.ones_like(wide))
+    mean = zeros.index_add(0, index, wide) / count
+    squares = zeros.index_add(0, index, (wide - mean[index]).square())
+    standard_error = (squares / (count - 1) / count).sqrt()
+    standard_error[count < 2] = float("nan")
+    return Binned(limits, mean.to(values), standard_error.to(values), count.long())
