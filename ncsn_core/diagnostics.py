@@ -167,3 +167,36 @@ def binned(
     standard_error = (squares / (count - 1) / count).sqrt()
     standard_error[count < 2] = float("nan")
     return Binned(limits, mean.to(values), standard_error.to(values), count.long())
+
+
+def intrinsic_dimension(x: Points, neighbors: int = 20, *, batch_size: int = 1000) -> float:
+    """Dimension of the manifold that the points lie near (Levina & Bickel 2005).
+
+    In k dimensions the number of neighbors within r grows like r^k, which makes the logarithms of
+    the ratios of neighbor distances exponential with rate k.  The inverse of the estimate is
+    averaged over the points, as MacKay & Ghahramani (2005) advise.  What it finds is the dimension
+    at the scale of the neighbors' distances: with few points in a high dimension, too low a one.
+
+    Args:
+        x: distinct points.
+        neighbors: k of the literature, at least 2.
+        batch_size: points at once; the memory is batch_size × count distances.
+
+    Raises:
+        ValueError: for fewer than 2 neighbors, not more points than neighbors, or points that occur
+            twice.
+    """
+    if not 2 <= neighbors < len(x):
+        raise ValueError(
+            f"neighbors must lie between 2 and the number of other points, {len(x) - 1}; "
+            f"got {neighbors}"
+        )
+    logs = []
+    for some in x.split(batch_size):
+        # The smallest distance is that of a point to itself.
+        distances = torch.cdist(some, x, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distances.topk(neighbors + 1, largest=False).values[:, 1:].double()
+        if (nearest[:, 0] == 0).any():
+            raise ValueError("some points occur twice; their distance has no logarithm")
+        logs.append((nearest[:, -1:] / nearest[:, :-1]).log().sum(1))
+    return (neighbors - 1) / float(torch.cat(logs).mean())

@@ -1,15 +1,16 @@
-"""Networks: the NCSN RefineNet and its score, Figure 1's auto-encoder, toy networks, the classifier."""
+"""Networks: the RefineNet and its score, Figure 1's auto-encoder, toy networks, the classifier."""
 
 from torch import nn
 
 from ncsn_core.networks.classifier import DigitClassifier
-from ncsn_core.networks.mlp import MLP, Ensemble
+from ncsn_core.networks.mlp import MLP, ConditionalMLP, Ensemble
 from ncsn_core.networks.refinenet import RefineNet
 from ncsn_core.networks.residual_autoencoder import ResidualAutoencoder
 from ncsn_core.networks.score import NoiseConditionalScore
 
 __all__ = [
     "MLP",
+    "ConditionalMLP",
     "DigitClassifier",
     "Ensemble",
     "NoiseConditionalScore",

@@ -1,6 +1,7 @@
 """A plain multilayer perceptron, and several networks trained as one."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -32,6 +33,38 @@ class MLP(nn.Sequential):
         for before, after in pairwise(widths):
             stages += [nn.Linear(before, after), nn.Softplus()]
         super().__init__(*stages, nn.Linear(widths[-1], dimension if outputs is None else outputs))
+
+
+class ConditionalMLP(nn.Module):
+    """A noise-conditional score for toy data: one MLP that is told log σ beside the point.
+
+    s(x, σ) = f(x/√(r² + σ²), log σ)/σ with r the size of the data, so that what goes into f and
+    what it has to give are of order 1 at every σ; the division is that of Song & Ermon (2020).
+    Unlike the NCSN, which has a row of parameters for each of its levels, it answers for every σ.
+
+    Args:
+        dimension: D.
+        radius: r, the root mean square of the data's coordinates.
+        hidden: width of the hidden layers.
+        layers: number of hidden layers.
+    """
+
+    def __init__(
+        self, dimension: int, radius: float = 1.0, hidden: int = 128, layers: int = 2
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(radius) and radius > 0):
+            raise ValueError(f"radius must be positive and finite; got {radius}")
+        self.radius = radius
+        self.net = MLP(dimension + 1, hidden, layers, outputs=dimension)
+
+    def forward(
+        self, x: Float[Tensor, "batch dimension"], sigma: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch dimension"]:
+        """The score of q_σ at each x, σ one per point."""
+        sigma = sigma.unsqueeze(1)
+        scaled = x * torch.rsqrt(self.radius**2 + sigma.square())
+        return self.net(torch.cat([scaled, sigma.log()], 1)) / sigma
 
 
 class Ensemble(nn.Module):
