@@ -110,18 +110,17 @@ def autocorrelation(
 
 
 def autocorrelation_time(
-    chains: Float[Tensor, "steps chains"], *, mean: float | None = None, window: float = 5.0
+    chains: Float[Tensor, "steps chains"], *, mean: float | None = None
 ) -> float:
-    """τ = 1 + 2 Σ_k ρ(k), the steps that are worth one independent sample (Sokal 1997).
+    """τ = 1 + 2 Σ_k ρ(k), the steps that are worth one independent sample.
 
-    The sum ends at the first lag above `window` times the τ so far, beyond which there is only
-    noise.  A chain that is not many times longer than τ gives too small a value.
+    Summed in pairs of lags, which for a reversible chain are positive and fall; where they cease to
+    do so there is only noise left (the initial monotone sequence of Geyer 1992).  A chain that is
+    not many times longer than τ gives too small a value.
     """
     rho = autocorrelation(chains, mean=mean).double()
-    times = 2 * rho.cumsum(0) - 1
-    lags = torch.arange(len(rho), device=rho.device)
-    enough = (lags >= window * times).nonzero()
-    return float(times[enough[0, 0] if len(enough) else -1])
+    pairs = rho[: len(rho) // 2 * 2].reshape(-1, 2).sum(1)
+    return float(2 * pairs.cummin(0).values.clamp(min=0).sum() - 1)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,11 @@ from ncsn_core.divergence import (
     jacobian_vector,
     vector_jacobian,
 )
-from ncsn_core.networks import MLP, Ensemble, count_parameters
-from ncsn_core.objectives import sliced_score_matching_vr
+from ncsn_core.networks import MLP, ConditionalMLP, Ensemble, count_parameters
+from ncsn_core.objectives import (
+    multilevel_denoising_score_matching,
+    sliced_score_matching_vr,
+)
 from ncsn_core.randomness import generator_for
 
 
@@ -312,3 +315,41 @@ def test_initial_parameters_are_of_the_size_that_torch_gives_a_linear_layer():
     assert hidden.shape == (4, 128, 128)
     assert hidden.abs().max() <= 1 / math.sqrt(128)
     assert hidden.var().item() == pytest.approx(1 / (3 * 128), rel=0.03)
+
+
+# --- the noise-conditional network -------------------------------------------------------------
+
+
+def test_conditional_network_is_its_formula():
+    """s(x, σ) = f(x/√(r² + σ²), log σ)/σ."""
+    network = ConditionalMLP(2, radius=5.0, hidden=6)
+    x, sigma = torch.randn(4, 2), torch.tensor([0.1, 1.0, 3.0, 20.0])
+    got = network(x, sigma)
+    for row, point, level in zip(got, x, sigma, strict=True):
+        told = torch.cat([point / (25 + level**2).sqrt(), level.log()[None]])
+        torch.testing.assert_close(row, network.net(told[None])[0] / level)
+
+
+def test_conditional_network_learns_the_score_of_every_level():
+    """For N(0, I) it is −x/(1 + σ²): errors below a quarter of it (root mean square)."""
+    torch.manual_seed(0)
+    network = ConditionalMLP(2, hidden=32)
+    sigmas, generator = torch.tensor([4.0, 2.0, 1.0, 0.5]), generator_for(0)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(1000):
+        x = torch.randn(128, 2, generator=generator)
+        loss = multilevel_denoising_score_matching(network, x, sigmas, generator=generator).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for sigma in sigmas:
+        x = (1 + sigma**2).sqrt() * torch.randn(2000, 2, generator=generator)
+        exact = -x / (1 + sigma**2)
+        error = (network(x, sigma.expand(2000)) - exact).square().mean() / exact.square().mean()
+        assert error.sqrt() < 0.25
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, math.nan, math.inf])
+def test_conditional_network_wants_a_radius(radius):
+    with pytest.raises(ValueError, match="radius"):
+        ConditionalMLP(2, radius)
