@@ -319,6 +319,21 @@ def test_a_claim_expected_to_fail_is_no_regression(ledger):
     assert "holds (expected: fails)" in scorecard.render([holding])
 
 
+def test_one_part_of_a_claim_may_be_expected_to_fail(tmp_path):
+    path = tmp_path / "claims.yml"
+    known = LEDGER.replace("accept: {max: 10}}", "accept: {max: 10}, expected: fails}").replace(
+        "kind: derived", "kind: derived\n  note: what was learnt"
+    )
+    path.write_text(known)
+    ledger = books.load_ledger(path)
+    verdicts = [verdict(ledger, 2, 20.0, "small"), verdict(ledger, 2, 20.0, "large")]
+    table = scorecard.rows({2: ledger[2]}, verdicts, {"02_second"})
+    assert [(r.status, r.regressed) for r in table] == [("fails", False), ("fails", True)]
+    path.write_text(known.replace("  note: what was learnt\n", ""))
+    with pytest.raises(books.LedgerError, match="what was learnt in a note"):
+        books.load_ledger(path)
+
+
 def test_the_scorecard_fits_the_terminal(ledger):
     verdicts = [verdict(ledger, 1, -1.0), verdict(ledger, 2, 20.0, "small")]
     text = scorecard.render(scorecard.rows(ledger, verdicts, {"01_first"}), width=110)

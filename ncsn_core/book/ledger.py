@@ -46,11 +46,15 @@ class Band:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One number that decides a claim: what it is, the paper's value and the accepted band."""
+    """One number that decides a claim: what it is, the paper's value and the accepted band.
+
+    `expected` says whether it is known to fall outside of the band: "holds" or "fails".
+    """
 
     metric: str
     accept: Band
     paper_value: str | None = None
+    expected: str = "holds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,6 @@ class Claim:
     chapter: str
     kind: str
     parts: Mapping[str, Measurement]
-    expected: str = "holds"
     note: str | None = None
 
 
@@ -115,8 +118,8 @@ def _parse(text: str) -> dict[int, Claim]:
 
 
 _TEXTS = ("title", "statement", "paper", "setting", "chapter", "kind")
-_MEASUREMENT = ("metric", "accept", "paper_value")
-_FIELDS = {"id", *_TEXTS, *_MEASUREMENT, "parts", "expected", "note"}
+_MEASUREMENT = ("metric", "accept", "paper_value", "expected")
+_FIELDS = {"id", *_TEXTS, *_MEASUREMENT, "parts", "note"}
 
 
 def _claim(row: Any, position: int) -> Claim:
@@ -128,14 +131,11 @@ def _claim(row: Any, position: int) -> Claim:
     texts = {name: _text(row, name, where) for name in _TEXTS}
     if texts["kind"] not in KINDS:
         raise LedgerError(f"{where}: kind is one of {', '.join(KINDS)}, not {texts['kind']!r}")
-    expected = row.get("expected", "holds")
-    if expected not in ("holds", "fails"):
-        raise LedgerError(f"{where}: expected is holds or fails, not {expected!r}")
-    note = row.get("note")
-    if expected == "fails" and not note:
-        raise LedgerError(f"{where} is expected to fail: say what was learnt in a note")
     parts = _parts(row, where)
-    return Claim(id=number, **texts, parts=parts, expected=expected, note=note)
+    note = row.get("note")
+    if any(part.expected == "fails" for part in parts.values()) and not note:
+        raise LedgerError(f"{where} is expected to fail: say what was learnt in a note")
+    return Claim(id=number, **texts, parts=parts, note=note)
 
 
 def _parts(row: dict[str, Any], where: str) -> dict[str, Measurement]:
@@ -163,11 +163,15 @@ def _measurement(row: dict[str, Any], where: str) -> Measurement:
     band = Band(ends.get("min"), ends.get("max"))
     if band.min is not None and band.max is not None and band.min > band.max:
         raise LedgerError(f"{where}: min {band.min:g} is above max {band.max:g}")
+    expected = row.get("expected", "holds")
+    if expected not in ("holds", "fails"):
+        raise LedgerError(f"{where}: expected is holds or fails, not {expected!r}")
     paper_value = row.get("paper_value")
     return Measurement(
         metric=_text(row, "metric", where),
         accept=band,
         paper_value=None if paper_value is None else str(paper_value),
+        expected=expected,
     )
 
 

@@ -33,8 +33,8 @@ class Row:
 
     @property
     def regressed(self) -> bool:
-        """Whether a claim that the ledger expects to hold fails."""
-        return self.status == FAILS and self.claim.expected == "holds"
+        """Whether a number that the ledger expects to hold fails."""
+        return self.status == FAILS and self.measurement.expected == "holds"
 
     @property
     def forgotten(self) -> bool:
@@ -81,8 +81,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     title = f"{row.claim.title} ({row.part})" if row.part else row.claim.title
     measured = "" if row.verdict is None else row.verdict.measured()
     status = row.status
-    if status != NOT_MEASURED and status != row.claim.expected:
-        status = f"{status} (expected: {row.claim.expected})"
+    if status != NOT_MEASURED and status != row.measurement.expected:
+        status = f"{status} (expected: {row.measurement.expected})"
     chapter = row.claim.chapter if row.chapter_executed else f"{row.claim.chapter} (not executed)"
     return (
         str(row.claim.id),
