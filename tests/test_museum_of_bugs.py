@@ -2,13 +2,14 @@
 
 Every bug runs without complaint and answers with finite numbers of the right shape.  Its check is
 a function of an implementation: the right one passes and the bug does not.  The exercises of
-chapters 1 to 5 show the bugs and ask for the checks.
+the chapters show the bugs and ask for the checks.
 """
 
 import math
 
 import pytest
 import torch
+from torch import nn
 
 from ncsn_core.divergence import (
     exact_divergence,
@@ -18,9 +19,13 @@ from ncsn_core.divergence import (
 )
 from ncsn_core.objectives import (
     denoising_score_matching,
+    explicit_score_matching,
     sliced_score_matching,
     sliced_score_matching_vr,
 )
+from ncsn_core.randomness import generator_for
+from ncsn_core.samplers import langevin, mala
+from ncsn_core.samplers.mala import log_proposal
 
 # --- chapter 1: an average of logarithms -------------------------------------------------------
 
@@ -142,7 +147,122 @@ def a_slice_across_the_score_does_not_see_it(objective):
 ACROSS = torch.tensor([1.0, -1.0])  # at a right angle to (1, 1)
 
 
+# --- chapter 6: samplers -----------------------------------------------------------------------
+
+
+def langevin_at_temperature_2(x, epsilon, steps, generator):
+    """Looks right because √(2ε) is what the authors' code writes.
+
+    But its drift is ε·s, where the paper's is ε/2·s.  Mixed, the two sample √p.
+    """
+    for _ in range(steps):
+        z = torch.randn(x.shape, generator=generator)
+        x = x + epsilon / 2 * -x + (2 * epsilon) ** 0.5 * z
+    return x
+
+
+def mala_without_the_way_back(x, epsilon, steps, generator):
+    """Looks right because p(y)/p(x) is Metropolis' own test.
+
+    But his proposals were symmetric, and those of a Langevin step are not.
+    """
+    for _ in range(steps):
+        y = x + epsilon / 2 * -x + epsilon**0.5 * torch.randn(x.shape, generator=generator)
+        log_u = torch.rand(len(x), generator=generator).log()
+        accepted = log_u < (x.square() - y.square()).sum(1) / 2
+        x = torch.where(accepted[:, None], y, x)
+    return x
+
+
+def mala_with_the_score_of_what_was_rejected(x, epsilon, steps, generator):
+    """Looks right because the score of the proposal was needed anyway.
+
+    But where the proposal was rejected the next step starts at x, and needs the score of x.
+    """
+    s = -x
+    for _ in range(steps):
+        y = x + epsilon / 2 * s + epsilon**0.5 * torch.randn(x.shape, generator=generator)
+        log_u = torch.rand(len(x), generator=generator).log()
+        forth, back = log_proposal(y, x, s, epsilon), log_proposal(x, y, -y, epsilon)
+        accepted = log_u < (x.square() - y.square()).sum(1) / 2 + back - forth
+        x, s = torch.where(accepted[:, None], y, x), -y
+    return x
+
+
+def mala_of_the_accepted_only(x, epsilon, steps, generator):
+    """Looks right because the rejected proposals are not samples.
+
+    But a chain that stays counts again: that is how the probable places get their weight.
+    """
+    last = []
+    mala(
+        torch.neg,
+        x,
+        log_density=lambda x: -x.square().sum(1) / 2,
+        epsilon=epsilon,
+        steps=steps,
+        generator=generator,
+        callback=lambda state: last.append(state.x[state.accepted]),
+    )
+    return last[-1]
+
+
+def a_standard_normal_keeps_its_variance(sampler, correction=1.0):
+    """From exact samples, forty long steps, four standard errors; `correction` is the variance."""
+    n = 40_000
+    x = sampler(torch.randn(n, 1, generator=generator_for(0)), 2.0, 40, generator_for(1))
+    return abs(float(x.square().mean()) / correction - 1) < 4 * (2 / len(x)) ** 0.5
+
+
+def langevin_has_the_variance_of_its_step(sampler):
+    return a_standard_normal_keeps_its_variance(sampler, correction=1 / (1 - 2.0 / 4))
+
+
+# --- chapter 7: a variance for a standard deviation --------------------------------------------
+
+
+def noised(x, z):
+    """x + σz with σ² = 0.0001."""
+    return x + 0.01 * z
+
+
+def noised_by_the_variance(x, z):
+    """Looks right because the paper writes N(0, 0.0001), and the eye cannot see either noise."""
+    return x + 0.01**2 * z
+
+
+def the_signal_to_noise_ratio_is_40_decibels(noise):
+    x = torch.full((20_000,), 0.5)
+    error = noise(x, torch.randn(20_000, generator=generator_for(0))) - x
+    return abs(-10 * float(error.square().mean().log10()) - 40) < 0.2
+
+
+# --- chapter 8: a mean over coordinates --------------------------------------------------------
+
+
+def fisher_divergence_by_mse_loss(score, x, target):
+    """Looks right because in the plane it is: 1/D = 1/2 there, and nowhere else."""
+    return nn.functional.mse_loss(score(x), target(x))
+
+
+def an_error_of_1_in_three_coordinates_is_three_halves(divergence):
+    found = divergence(lambda x: x + 1, torch.zeros(5, 3), lambda x: x).mean()
+    return math.isclose(float(found), 1.5, rel_tol=1e-6)
+
+
 # --- the visit ---------------------------------------------------------------------------------
+
+
+def adjusted(x, epsilon, steps, generator):
+    return mala(
+        torch.neg,
+        x,
+        log_density=lambda x: -x.square().sum(1) / 2,
+        epsilon=epsilon,
+        steps=steps,
+        generator=generator,
+    ).x
+
 
 EXHIBITS = {
     "average of logarithms": (
@@ -179,6 +299,30 @@ EXHIBITS = {
         lambda score, x, v: sliced_score_matching(score, x, v=v),
         sliced_with_an_elementwise_square,
         a_slice_across_the_score_does_not_see_it,
+    ),
+    "temperature 2": (
+        lambda x, epsilon, steps, generator: langevin(
+            torch.neg, x, epsilon=epsilon, steps=steps, generator=generator
+        ),
+        langevin_at_temperature_2,
+        langevin_has_the_variance_of_its_step,
+    ),
+    "no way back": (adjusted, mala_without_the_way_back, a_standard_normal_keeps_its_variance),
+    "score of the rejected": (
+        adjusted,
+        mala_with_the_score_of_what_was_rejected,
+        a_standard_normal_keeps_its_variance,
+    ),
+    "accepted only": (adjusted, mala_of_the_accepted_only, a_standard_normal_keeps_its_variance),
+    "variance for deviation": (
+        noised,
+        noised_by_the_variance,
+        the_signal_to_noise_ratio_is_40_decibels,
+    ),
+    "mean over coordinates": (
+        explicit_score_matching,
+        fisher_divergence_by_mse_loss,
+        an_error_of_1_in_three_coordinates_is_three_halves,
     ),
 }
 
