@@ -24,7 +24,9 @@ class Share(NamedTuple):
     high: float
 
 
-def mode_weights(x: Points, modes: Points, *, confidence: float = 0.95) -> list[Share]:
+def mode_weights(
+    x: Points, modes: Float[Tensor, "modes dimension"], *, confidence: float = 0.95
+) -> list[Share]:
     """The fraction of samples that are nearest to each mode, with Wilson's interval (1927).
 
     The interval is the chance of `count` independent samples; it knows nothing of a sampler's bias.
@@ -32,7 +34,7 @@ def mode_weights(x: Points, modes: Points, *, confidence: float = 0.95) -> list[
 
     Args:
         x: independent samples.
-        modes: where the modes are, [modes, dimension].
+        modes: where the modes are.
         confidence: probability with which an interval covers the true fraction.
 
     Raises:
@@ -51,8 +53,10 @@ def mode_weights(x: Points, modes: Points, *, confidence: float = 0.95) -> list[
     return shares
 
 
-def distance_to_nearest(x: Points, points: Points) -> Float[Tensor, " count"]:
-    """Euclidean distance of each sample to the nearest of `points` [points, dimension]."""
+def distance_to_nearest(
+    x: Points, points: Float[Tensor, "points dimension"]
+) -> Float[Tensor, " count"]:
+    """Euclidean distance of each sample to the nearest of `points`."""
     return torch.cdist(x, points.to(x)).amin(1)
 
 
