@@ -1,0 +1,78 @@
+"""Filling in the unknown part of an image by annealed Langevin dynamics."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ncsn_core.samplers.langevin import langevin_step
+from ncsn_core.samplers.state import Callback, State, checked, normal_like
+from ncsn_core.schedules import langevin_step_sizes
+
+
+@torch.no_grad()
+def inpaint(
+    score: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "batch *shape"],
+    sigmas: Float[Tensor, " levels"],
+    *,
+    known: Float[Tensor, "batch *shape"],
+    mask: Bool[Tensor, "*shape"],
+    epsilon: float = 2e-5,
+    steps_per_level: int = 100,
+    denoise: bool = False,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Float[Tensor, "batch *shape"]:
+    """Inpainting with annealed Langevin dynamics (Song & Ermon 2019, Algorithm 2).
+
+    At each level the known pixels get fresh noise of that level, once: y = known + σᵢ z.  They are
+    put in place at the start of the level and after each of its updates, so that the score at
+    every unknown pixel is that of an image whose known part is as noisy as the rest.
+
+    Args:
+        score: maps (x [batch, *shape], σ [batch]) to a tensor like x.
+        x: where the chains start; only the unknown pixels matter.  Not modified.
+        sigmas: the ladder, from the largest noise to the smallest.
+        known: the images, of which only the pixels under `mask` are used.
+        mask: True where a pixel is known, for all images alike.
+        epsilon: ε of Algorithm 1.
+        steps_per_level: T.
+        denoise: finish with x + σ_L² s(x, σ_L) where unknown and the known pixels where known; one
+            more evaluation.  Without it both parts carry noise of about σ_L, as the paper's do.
+        generator: source of all noise, on the device of `x`.
+        callback: called with a `State` after every update.
+
+    Returns:
+        The last samples, not clipped.
+
+    Raises:
+        ValueError: for an invalid ladder, ε or T, images of another shape than `x`, a mask that
+            is not one image, known pixels that are not finite, or a score that changes the shape.
+        FloatingPointError: when a score is not finite, naming level and step.
+    """
+    if steps_per_level < 1:
+        raise ValueError(f"steps_per_level must be at least 1; got {steps_per_level}")
+    if known.shape != x.shape or mask.shape != x.shape[1:]:
+        raise ValueError(
+            f"known images have the shape of x, {tuple(x.shape)}, and the mask that of one image; "
+            f"got {tuple(known.shape)} and {tuple(mask.shape)}"
+        )
+    if not torch.isfinite(known[:, mask]).all():
+        raise ValueError("some known pixels are not finite")
+    alphas = langevin_step_sizes(sigmas, epsilon).tolist()
+    for i, alpha in enumerate(alphas):
+        sigma = sigmas[i].expand(len(x))
+        level = f"level {i + 1} of {len(alphas)} (sigma = {sigmas[i].item():.4g})"
+        y = known + sigmas[i] * normal_like(x, generator)
+        x = torch.where(mask, y, x)
+        for t in range(steps_per_level):
+            s = checked(score(x, sigma), x, f"{level}, step {t + 1}")
+            x = torch.where(mask, y, langevin_step(x, s, alpha, normal_like(x, generator)))
+            if callback is not None:
+                callback(State(i, t, sigmas[i].item(), alpha, x, s))
+    if denoise:
+        s = checked(score(x, sigmas[-1].expand(len(x))), x, "the final denoising step")
+        x = torch.where(mask, known, x + sigmas[-1] ** 2 * s)
+    return x

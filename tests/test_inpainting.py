@@ -1,0 +1,156 @@
+"""Inpainting against what is known: noise of the known half, and conditional laws of a Gaussian."""
+
+import math
+
+import pytest
+import torch
+from scores import global_generator_untouched, without_type_checks
+
+from ncsn_core.distributions import GaussianMixture
+from ncsn_core.randomness import generator_for
+from ncsn_core.samplers import annealed_langevin, inpaint
+from ncsn_core.schedules import geometric_ladder
+
+LADDER = geometric_ladder(1.0, 0.1, 4)
+HALF = torch.tensor([[True, False], [True, False]])
+
+
+def point_mass(x, sigma):
+    """The score of data that is always 0."""
+    return -x / sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2
+
+
+def fill(known=None, mask=HALF, *, score=point_mass, x=None, seed=0, **options):
+    known = torch.arange(12.0).reshape(3, 2, 2) if known is None else known
+    x = torch.zeros_like(known) if x is None else x
+    options = {"epsilon": 2e-3, "steps_per_level": 5} | options
+    generator = generator_for(seed)
+    return inpaint(score, x, LADDER, known=known, mask=mask, generator=generator, **options)
+
+
+def test_known_pixels_get_the_noise_of_each_level_once():
+    """Constant within a level, with standard deviation σᵢ over images; n = 20,000."""
+    known, states = torch.rand(20_000, 2, 2, generator=generator_for(1)), []
+    end = fill(known, steps_per_level=3, callback=states.append)
+    for i, sigma in enumerate(LADDER.tolist()):
+        noises = [(s.x - known)[:, HALF] for s in states[3 * i : 3 * i + 3]]
+        assert all(torch.equal(noise, noises[0]) for noise in noises)
+        assert float(noises[0].std()) == pytest.approx(sigma, rel=4 / (2 * 40_000) ** 0.5)
+    first, second = (states[k].x - known for k in (2, 3))
+    correlation = torch.corrcoef(torch.stack([first[:, HALF].flatten(), second[:, HALF].flatten()]))
+    assert abs(float(correlation[0, 1])) < 4 / 40_000**0.5
+    assert torch.equal(end, states[-1].x)
+
+
+def test_every_score_sees_the_noisy_known_pixels():
+    """Also the first of a level: the known part is put in place before it."""
+    known, seen = torch.full((1, 2, 2), 50.0), []
+
+    def score(x, sigma):
+        seen.append((x[:, HALF], float(sigma[0])))
+        return point_mass(x, sigma)
+
+    fill(known, score=score, x=torch.zeros(1, 2, 2))
+    assert len(seen) == 20
+    for pixels, sigma in seen:
+        assert (pixels - 50).abs().max() < 6 * sigma
+
+
+def test_unknown_pixels_follow_their_conditional_law():
+    """Two correlated normal pixels: x₂ given x₁ is N(ρx₁, 1 − ρ²), up to the last level's noise.
+
+    The score of the noised pair answers to a known pixel that is noised as well, so that the slope
+    is ρ/(1 + σ_L²) and the variance that of the last level; both within five standard errors.
+    """
+    n, rho, last, epsilon = 10_000, 0.8, 0.1, 0.02
+    pair = GaussianMixture.from_covariances(
+        torch.zeros(1, 2), torch.tensor([[[1.0, rho], [rho, 1.0]]]), torch.ones(1)
+    )
+    ladder = geometric_ladder(4.0, last, 8)
+    known = pair.sample(n, generator_for(1))
+    got = inpaint(
+        pair.score,
+        torch.rand(n, 2, generator=generator_for(2)),
+        ladder,
+        known=known,
+        mask=torch.tensor([True, False]),
+        epsilon=epsilon,
+        steps_per_level=150,
+        generator=generator_for(0),
+    )
+    variance = 1 + last**2
+    slope, residual = rho / variance, variance - rho**2 / variance
+    given = got[:, 0]  # the known pixel as the last score saw it
+    fitted = float((given * got[:, 1]).mean() / given.square().mean())
+    spread = float((got[:, 1] - slope * given).var())
+    assert fitted == pytest.approx(slope, abs=5 * (residual / variance / n) ** 0.5)
+    step = 1 / (1 - epsilon / (4 * residual))  # what a finite ε adds
+    assert spread == pytest.approx(residual * step, rel=5 * (2 / n) ** 0.5)
+
+
+def test_nothing_known_is_annealed_langevin():
+    """The same chain, but for the noise of the known pixels, which is drawn all the same."""
+    x, generator = torch.rand(3, 2, 2), generator_for(0)
+    expected = x
+    for sigma in LADDER:
+        torch.randn(x.shape, generator=generator)
+        epsilon = 2e-3 * float(sigma / LADDER[-1]) ** 2
+        expected = annealed_langevin(
+            point_mass,
+            expected,
+            sigma[None],
+            epsilon=epsilon,
+            steps_per_level=5,
+            generator=generator,
+        )
+    got = fill(torch.zeros(3, 2, 2), torch.zeros(2, 2, dtype=torch.bool), x=x)
+    torch.testing.assert_close(got, expected)
+
+
+def test_denoising_returns_the_known_pixels_as_they_are():
+    known = torch.rand(3, 2, 2)
+    clean = fill(known, denoise=True)
+    assert torch.equal(clean[:, HALF], known[:, HALF])
+    torch.testing.assert_close(clean[:, ~HALF], torch.zeros(3, 2), atol=1e-6, rtol=0)
+    assert not torch.equal(fill(known)[:, HALF], known[:, HALF])
+
+
+def test_what_is_unknown_does_not_matter():
+    known = torch.rand(3, 2, 2)
+    other = torch.where(HALF, known, torch.full_like(known, math.nan))
+    assert torch.equal(fill(known), fill(other))
+    start = torch.where(HALF, torch.rand(3, 2, 2), torch.zeros(3, 2, 2))
+    assert torch.equal(fill(known), fill(known, x=start))
+
+
+def test_the_generator_decides_and_the_start_is_not_modified():
+    start, known = torch.rand(3, 2, 2), torch.rand(3, 2, 2)
+    before, truth = start.clone(), known.clone()
+    with global_generator_untouched():
+        first = fill(known, x=start, seed=5)
+        assert not torch.equal(first, fill(known, x=start, seed=6))
+    assert torch.equal(first, fill(known, x=start, seed=5, callback=lambda s: torch.rand(9)))
+    assert torch.equal(start, before)
+    assert torch.equal(known, truth)
+
+
+def test_a_score_that_is_not_finite_stops_with_level_and_step():
+    def score(x, sigma):
+        calls.append(1)
+        return torch.full_like(x, math.nan) if len(calls) == 8 else point_mass(x, sigma)
+
+    calls = []
+    with pytest.raises(FloatingPointError, match=r"level 2 of 4 \(sigma = 0.4642\), step 3"):
+        fill(score=score)
+
+
+def test_bad_settings_are_refused():
+    for options, complaint in (
+        ({"steps_per_level": 0}, "steps_per_level"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"known": torch.full((3, 2, 2), math.inf)}, "not finite"),
+        ({"x": torch.zeros(2, 2, 2)}, "shape of x"),
+        ({"mask": torch.ones(2, 1, dtype=torch.bool)}, "shape of x"),
+    ):
+        with without_type_checks(), pytest.raises(ValueError, match=complaint):
+            fill(**options)
