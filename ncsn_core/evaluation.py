@@ -1,5 +1,6 @@
-"""Measurements: loss and score size per noise level, Fréchet distance between sets of digits."""
+"""Measurements of images: loss and score size per level, Fréchet distance, nearest neighbors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +124,66 @@ class FrechetDigitDistance:
         device = self.metric.real_features_sum.device
         for batch in images.split(self.batch_size):
             self.metric.update(batch.to(device), real=real)
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest reference images of some images, the nearest first.
+
+    Attributes:
+        distance: Euclidean, [images, count]; that of a copy is rounded to a thousandth of its norm.
+        index: of the reference image, [images, count].
+    """
+
+    distance: Float[Tensor, "images count"]
+    index: Int[Tensor, "images count"]
+
+
+@torch.no_grad()
+def nearest_neighbors(
+    images: Float[Tensor, "images *shape"],
+    reference: Float[Tensor, "reference *shape"],
+    *,
+    count: int = 1,
+    features: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 500,
+) -> Neighbors:
+    """The nearest images of a reference set, to see whether samples were memorized (Appendix C).
+
+    A distance by itself says little.  Compare with that of held-out images, which are as near to
+    the training set as new images of the same kind are.
+
+    Args:
+        images: samples, on the device of `reference`.
+        reference: the training images.
+        count: number of neighbors.
+        features: maps a batch of images to [batch, features], in which distances are then taken;
+            None compares pixels.
+        batch_size: images at once; the memory is batch_size × reference distances.
+
+    Raises:
+        ValueError: for a count below 1 or above the number of reference images, or images of
+            another shape.
+    """
+    if not 1 <= count <= len(reference):
+        raise ValueError(
+            f"count must lie between 1 and the {len(reference)} reference images; got {count}"
+        )
+    if images.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"images and reference must have one shape; got {tuple(images.shape[1:])} and "
+            f"{tuple(reference.shape[1:])}"
+        )
+
+    def described(batch: Tensor) -> Tensor:
+        return (batch if features is None else features(batch)).flatten(1)
+
+    known = torch.cat([described(batch) for batch in reference.split(batch_size)])
+    found = [
+        torch.cdist(described(batch), known).topk(count, largest=False)
+        for batch in images.split(batch_size)
+    ]
+    return Neighbors(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
 
 
 @torch.no_grad()

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from scores import without_type_checks
 
-from ncsn_core.evaluation import FrechetDigitDistance, accuracy, dark_pixels, level_statistics
+from ncsn_core.evaluation import (
+    FrechetDigitDistance,
+    accuracy,
+    dark_pixels,
+    level_statistics,
+    nearest_neighbors,
+)
 from ncsn_core.networks import DigitClassifier
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
@@ -171,3 +178,43 @@ def test_mnist_has_dark_pixels_at_its_border(mnist_train):
     assert 40 < int(dark.sum()) < 100
     assert dark[0, 0, 0]
     assert not dark[0, 7:21, 7:21].any()
+
+
+# --- nearest neighbors -------------------------------------------------------------------------
+
+
+def test_neighbors_are_those_of_a_loop():
+    images, reference = torch.rand(7, 1, 4, 4), torch.rand(30, 1, 4, 4)
+    found = nearest_neighbors(images, reference, count=3, batch_size=4)
+    for i, image in enumerate(images):
+        distances = torch.stack([(image - other).norm() for other in reference])
+        order = distances.argsort()[:3]
+        assert torch.equal(found.index[i], order)
+        torch.testing.assert_close(found.distance[i], distances[order])
+
+
+def test_a_copy_of_a_training_image_is_found():
+    reference = torch.rand(600, 1, 4, 4)
+    found = nearest_neighbors(reference[[550, 3]], reference)
+    assert found.index.tolist() == [[550], [3]]
+    torch.testing.assert_close(found.distance, torch.zeros(2, 1), atol=5e-3, rtol=0)
+
+
+def test_distances_are_taken_between_features():
+    """By brightness alone an image is nearest to one that looks different."""
+    dark, left, right = torch.zeros(2, 2), torch.eye(2), torch.eye(2).flip(0)
+    reference = torch.stack([dark, right])[:, None]
+    image = left[None, None]
+    assert nearest_neighbors(image, reference).index.item() == 0
+    seen = nearest_neighbors(image, reference, features=lambda x: x.mean((2, 3)))
+    assert seen.index.item() == 1
+    assert seen.distance.item() == 0
+
+
+def test_impossible_neighbors_are_refused():
+    images = torch.rand(3, 1, 4, 4)
+    for count in (0, 4):
+        with pytest.raises(ValueError, match="between 1 and the 3 reference images"):
+            nearest_neighbors(images, images, count=count)
+    with without_type_checks(), pytest.raises(ValueError, match="one shape"):
+        nearest_neighbors(images, torch.rand(3, 1, 4, 5))
