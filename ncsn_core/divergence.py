@@ -224,13 +224,17 @@ def _basis(i: Tensor, x: Batch) -> Batch:
 def shape_checked(score: Score) -> Score:
     def checked(x: Tensor) -> Tensor:
         s = score(x)
-        if s.shape != x.shape:
-            raise ValueError(
-                f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
-            )
+        check_shape(s, x)
         return s
 
     return checked
+
+
+def check_shape(s: Tensor, x: Tensor) -> None:
+    if s.shape != x.shape:
+        raise ValueError(
+            f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
+        )
 
 
 def directions(

@@ -11,6 +11,11 @@ from ncsn_core.samplers.state import Callback, State, checked, normal_like
 from ncsn_core.schedules import langevin_step_sizes
 
 
+def unconstrained(sigma: float) -> Callable[[Tensor], Tensor]:
+    """Let the samples be, at every level."""
+    return lambda x: x
+
+
 @torch.no_grad()
 def annealed_langevin(
     score: Callable[[Tensor, Tensor], Tensor],
@@ -22,6 +27,7 @@ def annealed_langevin(
     denoise: bool = False,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
+    constraint: Callable[[float], Callable[[Tensor], Tensor]] = unconstrained,
 ) -> Float[Tensor, "batch *shape"]:
     """Annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1).
 
@@ -39,6 +45,8 @@ def annealed_langevin(
             paper's do.
         generator: source of z, on the device of `x`.
         callback: called with a `State` after every update.
+        constraint: called with σᵢ at the start of each level; returns a map through which the
+            samples go at once, and again after every update of the level.
 
     Returns:
         The last samples, not clipped.
@@ -53,9 +61,11 @@ def annealed_langevin(
     for i, alpha in enumerate(alphas):
         sigma = sigmas[i].expand(len(x))
         level = f"level {i + 1} of {len(alphas)} (sigma = {sigmas[i].item():.4g})"
+        constrained = constraint(sigmas[i].item())
+        x = constrained(x)
         for t in range(steps_per_level):
             s = checked(score(x, sigma), x, f"{level}, step {t + 1}")
-            x = langevin_step(x, s, alpha, normal_like(x, generator))
+            x = constrained(langevin_step(x, s, alpha, normal_like(x, generator)))
             if callback is not None:
                 callback(State(i, t, sigmas[i].item(), alpha, x, s))
     if denoise:

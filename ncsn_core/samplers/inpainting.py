@@ -6,12 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ncsn_core.samplers.langevin import langevin_step
-from ncsn_core.samplers.state import Callback, State, checked, normal_like
-from ncsn_core.schedules import langevin_step_sizes
+from ncsn_core.samplers.annealed import annealed_langevin
+from ncsn_core.samplers.state import Callback, normal_like
 
 
-@torch.no_grad()
 def inpaint(
     score: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "batch *shape"],
@@ -52,8 +50,6 @@ def inpaint(
             is not one image, known pixels that are not finite, or a score that changes the shape.
         FloatingPointError: when a score is not finite, naming level and step.
     """
-    if steps_per_level < 1:
-        raise ValueError(f"steps_per_level must be at least 1; got {steps_per_level}")
     if known.shape != x.shape or mask.shape != x.shape[1:]:
         raise ValueError(
             f"known images have the shape of x, {tuple(x.shape)}, and the mask that of one image; "
@@ -61,18 +57,20 @@ def inpaint(
         )
     if not torch.isfinite(known[:, mask]).all():
         raise ValueError("some known pixels are not finite")
-    alphas = langevin_step_sizes(sigmas, epsilon).tolist()
-    for i, alpha in enumerate(alphas):
-        sigma = sigmas[i].expand(len(x))
-        level = f"level {i + 1} of {len(alphas)} (sigma = {sigmas[i].item():.4g})"
-        y = known + sigmas[i] * normal_like(x, generator)
-        x = torch.where(mask, y, x)
-        for t in range(steps_per_level):
-            s = checked(score(x, sigma), x, f"{level}, step {t + 1}")
-            x = torch.where(mask, y, langevin_step(x, s, alpha, normal_like(x, generator)))
-            if callback is not None:
-                callback(State(i, t, sigmas[i].item(), alpha, x, s))
-    if denoise:
-        s = checked(score(x, sigmas[-1].expand(len(x))), x, "the final denoising step")
-        x = torch.where(mask, known, x + sigmas[-1] ** 2 * s)
-    return x
+
+    def hold_known(sigma: float) -> Callable[[Tensor], Tensor]:
+        y = known + sigma * normal_like(x, generator)
+        return lambda x: torch.where(mask, y, x)
+
+    filled = annealed_langevin(
+        score,
+        x,
+        sigmas,
+        epsilon=epsilon,
+        steps_per_level=steps_per_level,
+        denoise=denoise,
+        generator=generator,
+        callback=callback,
+        constraint=hold_known,
+    )
+    return torch.where(mask, known, filled) if denoise else filled

@@ -78,9 +78,9 @@ def mala(
         u = torch.rand(len(x), device=x.device, dtype=x.dtype, generator=generator)
         accepted = u.log() < proposal_log_p - log_p + back - forth
 
-        used = s
-        x = torch.where(per_chain(accepted, x), proposal, x)
-        s = torch.where(per_chain(accepted, x), proposal_s, s)
+        used, moved = s, per_chain(accepted, x)
+        x = torch.where(moved, proposal, x)
+        s = torch.where(moved, proposal_s, s)
         log_p = torch.where(accepted, proposal_log_p, log_p)
         moves += accepted
         if callback is not None:

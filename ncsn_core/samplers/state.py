@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ncsn_core.divergence import check_shape
+
 
 @dataclass(frozen=True)
 class State:
@@ -41,10 +43,7 @@ def checked(s: Tensor, x: Tensor, where: str) -> Tensor:
         ValueError: when its shape is not that of `x`.
         FloatingPointError: when it is not finite, saying where.
     """
-    if s.shape != x.shape:
-        raise ValueError(
-            f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
-        )
+    check_shape(s, x)
     if not torch.isfinite(s).all():
         raise FloatingPointError(f"the score is not finite at {where}; a smaller epsilon may help")
     return s
