@@ -42,6 +42,37 @@ def test_known_pixels_get_the_noise_of_each_level_once():
     assert torch.equal(end, states[-1].x)
 
 
+def test_known_pixels_get_fresh_noise_at_every_step():
+    """Of the level's standard deviation, and never the same twice; n = 20,000."""
+    known, seen = torch.rand(20_000, 2, 2, generator=generator_for(1)), []
+
+    def score(x, sigma):
+        seen.append((x - known)[:, HALF])
+        return point_mass(x, sigma)
+
+    end = fill(known, score=score, known_noise="step", steps_per_level=3)
+    noises = torch.stack([*seen, (end - known)[:, HALF]])  # [13, images, pixels]
+    expected = torch.cat([LADDER.repeat_interleave(3), LADDER[-1:]])
+    torch.testing.assert_close(
+        noises.std(dim=(1, 2)), expected, atol=0, rtol=4.5 / (2 * 40_000) ** 0.5
+    )
+    correlations = torch.corrcoef(noises.flatten(1)) - torch.eye(len(noises))
+    assert correlations.abs().max() < 5 / 40_000**0.5
+
+
+def test_known_pixels_without_noise_stay_as_they_are():
+    known, seen = torch.rand(3, 2, 2, generator=generator_for(1)), []
+
+    def score(x, sigma):
+        seen.append(x)
+        return point_mass(x, sigma)
+
+    end = fill(known, score=score, known_noise="none")
+    assert len(seen) == 20
+    assert all(torch.equal(x[:, HALF], known[:, HALF]) for x in [*seen, end])
+    assert not torch.equal(end[:, ~HALF], known[:, ~HALF])
+
+
 def test_every_score_sees_the_noisy_known_pixels():
     """Also the first of a level: the known part is put in place before it."""
     known, seen = torch.full((1, 2, 2), 50.0), []
@@ -86,6 +117,44 @@ def test_unknown_pixels_follow_their_conditional_law():
     assert fitted == pytest.approx(slope, abs=5 * (residual / variance / n) ** 0.5)
     step = 1 / (1 - epsilon / (4 * residual))  # what a finite ε adds
     assert spread == pytest.approx(residual * step, rel=5 * (2 / n) ** 0.5)
+
+
+@pytest.mark.parametrize("known_noise", ["level", "step", "none"])
+def test_variants_differ_in_the_spread_of_their_fills(known_noise):
+    """At one level of a correlated normal pair, where the exact law of the fills is known.
+
+    For known noise drawn once the fills are spread by the noise's draw too, ρ²σ²/(1 + σ²)²; for
+    fresh noise the chain sees only its mean, and for none there is nothing to see.
+    """
+    n, rho, sigma, y = 20_000, 0.9, 1.0, 1.5
+    pair = GaussianMixture.from_covariances(
+        torch.zeros(1, 2), torch.tensor([[[1.0, rho], [rho, 1.0]]]), torch.ones(1)
+    )
+    got = inpaint(
+        pair.score,
+        torch.randn(n, 2, generator=generator_for(2)),
+        torch.tensor([sigma]),
+        known=torch.full((n, 2), y),
+        mask=torch.tensor([True, False]),
+        known_noise=known_noise,
+        epsilon=0.02,
+        steps_per_level=600,
+        generator=generator_for(0),
+    )[:, 1]
+    wide = 1 + sigma**2
+    variance = wide - rho**2 / wide
+    if known_noise == "level":
+        variance += (rho * sigma / wide) ** 2
+    assert float(got.mean()) == pytest.approx(rho * y / wide, abs=5 * (variance / n) ** 0.5)
+    assert float(got.var()) == pytest.approx(variance, rel=5 * (2 / n) ** 0.5 + 0.005)
+
+
+def test_without_noise_nothing_known_is_annealed_langevin_exactly():
+    x, nothing = torch.rand(3, 2, 2), torch.zeros(2, 2, dtype=torch.bool)
+    options = {"epsilon": 2e-3, "steps_per_level": 5}
+    expected = annealed_langevin(point_mass, x, LADDER, generator=generator_for(0), **options)
+    got = fill(torch.zeros(3, 2, 2), nothing, x=x, known_noise="none", **options)
+    assert torch.equal(got, expected)
 
 
 def test_nothing_known_is_annealed_langevin():
@@ -151,6 +220,7 @@ def test_bad_settings_are_refused():
         ({"known": torch.full((3, 2, 2), math.inf)}, "not finite"),
         ({"x": torch.zeros(2, 2, 2)}, "shape of x"),
         ({"mask": torch.ones(2, 1, dtype=torch.bool)}, "shape of x"),
+        ({"known_noise": "once"}, "unknown known_noise 'once'; known: level, step, none"),
     ):
         with without_type_checks(), pytest.raises(ValueError, match=complaint):
             fill(**options)

@@ -1,13 +1,17 @@
 """Filling in the unknown part of an image by annealed Langevin dynamics."""
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ncsn_core.errors import UnknownNameError
 from ncsn_core.samplers.annealed import annealed_langevin
 from ncsn_core.samplers.state import Callback, normal_like
+
+KnownNoise = Literal["level", "step", "none"]
 
 
 def inpaint(
@@ -17,6 +21,7 @@ def inpaint(
     *,
     known: Float[Tensor, "batch *shape"],
     mask: Bool[Tensor, "*shape"],
+    known_noise: KnownNoise = "level",
     epsilon: float = 2e-5,
     steps_per_level: int = 100,
     denoise: bool = False,
@@ -35,6 +40,9 @@ def inpaint(
         sigmas: the ladder, from the largest noise to the smallest.
         known: the images, of which only the pixels under `mask` are used.
         mask: True where a pixel is known, for all images alike.
+        known_noise: when the noise of the known pixels is drawn: once a "level", as in Algorithm 2;
+            anew at every "step", as in the authors' later code; or "none", which puts them in place
+            as they are.
         epsilon: ε of Algorithm 1.
         steps_per_level: T.
         denoise: finish with x + σ_L² s(x, σ_L) where unknown and the known pixels where known; one
@@ -47,7 +55,8 @@ def inpaint(
 
     Raises:
         ValueError: for an invalid ladder, ε or T, images of another shape than `x`, a mask that
-            is not one image, known pixels that are not finite, or a score that changes the shape.
+            is not one image, known pixels that are not finite, another `known_noise`, or a score
+            that changes the shape.
         FloatingPointError: when a score is not finite, naming level and step.
     """
     if known.shape != x.shape or mask.shape != x.shape[1:]:
@@ -57,9 +66,18 @@ def inpaint(
         )
     if not torch.isfinite(known[:, mask]).all():
         raise ValueError("some known pixels are not finite")
+    if known_noise not in get_args(KnownNoise):
+        raise UnknownNameError("known_noise", known_noise, get_args(KnownNoise))
 
     def hold_known(sigma: float) -> Callable[[Tensor], Tensor]:
-        y = known + sigma * normal_like(x, generator)
+        def noised() -> Tensor:
+            return known + sigma * normal_like(x, generator)
+
+        if known_noise == "none":
+            return lambda x: torch.where(mask, known, x)
+        if known_noise == "step":
+            return lambda x: torch.where(mask, noised(), x)
+        y = noised()
         return lambda x: torch.where(mask, y, x)
 
     filled = annealed_langevin(
