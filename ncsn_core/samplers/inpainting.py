@@ -34,6 +34,10 @@ def inpaint(
     put in place at the start of the level and after each of its updates, so that the score at
     every unknown pixel is that of an image whose known part is as noisy as the rest.
 
+    At a level the fills follow q_σ given the noised known pixels, averaged over that noise.  This
+    is the law of the unknown given the known only as σ vanishes, and a fill that was settled at a
+    larger σ keeps what was settled.
+
     Args:
         score: maps (x [batch, *shape], σ [batch]) to a tensor like x.
         x: where the chains start; only the unknown pixels matter.  Not modified.
