@@ -10,9 +10,12 @@ import torch
 from ncsn_core import __version__, checkpoints, data, training
 from ncsn_core.classifiers import train_classifier
 from ncsn_core.config import load_config, load_evaluation_budget
+from ncsn_core.convert import convert as convert_checkpoint
 from ncsn_core.errors import NCSNError
-from ncsn_core.evaluation import FrechetDigitDistance
+from ncsn_core.evaluation import measure
+from ncsn_core.features import CLASSIFIERS, load_extractor
 from ncsn_core.generation import generate, to_bytes
+from ncsn_core.networks import NoiseConditionalScore, RefineNet
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -119,14 +122,35 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
 
 
 @cli.command("train-classifier")
-@click.option("--folder", type=click.Path(path_type=Path), default="runs/digit_classifier")
+@click.option(
+    "--dataset",
+    default="mnist",
+    show_default=True,
+    type=click.Choice(tuple(CLASSIFIERS)),
+    help="What it learns to tell apart.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where it goes.  [default: runs/digit_classifier or runs/fashion_classifier]",
+)
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--download", is_flag=True, help="Fetch a data set that is not on this machine.")
 @device_option
-def train_classifier_command(folder: Path, epochs: int, seed: int, device: str) -> None:
-    """Train the digit classifier whose features `ncsn evaluate` compares digits in."""
-    target = str(training.pick_device(device))
-    record = train_classifier(folder, epochs=epochs, seed=seed, device=target)
+def train_classifier_command(
+    dataset: str, folder: Path | None, epochs: int, seed: int, download: bool, device: str
+) -> None:
+    """Train a classifier whose features `ncsn evaluate` compares digits or garments in."""
+    folder = folder or Path("runs") / CLASSIFIERS[dataset]
+    record = train_classifier(
+        folder,
+        dataset=dataset,
+        epochs=epochs,
+        seed=seed,
+        device=str(training.pick_device(device)),
+        download=download,
+    )
     click.echo(f"test accuracy {record.metrics['test_accuracy']:.2%}, kept in {folder}")
 
 
@@ -167,7 +191,7 @@ def sample(
     score = model.score(target, autocast=preferred_autocast(target))
     samples = generate(
         score,
-        image_shape(model),
+        image_shape(score),
         count,
         seed=seed,
         epsilon=epsilon,
@@ -182,36 +206,98 @@ def sample(
 @cli.command()
 @click.argument("checkpoint", default="mnist")
 @click.option("--profile", default="smoke", show_default=True, help="smoke, cpu or gpu.")
+@click.option(
+    "--count", type=click.IntRange(min=4), help="How many samples.  [default: the profile's]"
+)
 @click.option("--epsilon", default=2e-5, show_default=True, help="Algorithm 1's ε.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where samples are kept as they are drawn.  [default: a folder of that name in runs/]",
+)
+@click.option(
+    "--inception-weights",
+    type=click.Path(path_type=Path),
+    help="File with Inception's weights, for color.  [default: PyTorch's cache]",
+)
+@click.option(
+    "--download", is_flag=True, help="Fetch data, or Inception's weights, that are not here."
+)
 @device_option
-def evaluate(checkpoint: str, profile: str, epsilon: float, seed: int, device: str) -> None:
-    """Fréchet digit distance of CHECKPOINT's samples, beside that of real digits and of noise."""
+def evaluate(
+    checkpoint: str,
+    profile: str,
+    count: int | None,
+    epsilon: float,
+    seed: int,
+    folder: Path | None,
+    inception_weights: Path | None,
+    download: bool,
+    device: str,
+) -> None:
+    """FID and KID of CHECKPOINT's samples, beside those of held-out images and of noise.
+
+    Held-out images are the floor that a perfect sampler reaches.  Digits and garments are compared
+    in the features of this book's classifiers, and only color images in Inception's, with the
+    Inception score besides: numbers of different features do not compare.  Nor do FIDs of different
+    counts, which is why there are two.
+
+    The same command again continues an interrupted one.
+    """
     model = checkpoints.load(checkpoint)
     budget = load_evaluation_budget(profile)
     target = training.pick_device(device)
-    name = model.config["dataset"]
-    if name != "mnist":
-        raise NCSNError(
-            f"the digit distance compares digits; this checkpoint was trained on {name}"
-        )
+    fuse = profile != "smoke" and training.can_compile(target)
+    score = model.score(target, autocast=preferred_autocast(target), fuse=fuse)
+    name, size = model.config["dataset"], model.config["image_size"]
+    extractor = load_extractor(name, target, weights=inception_weights, download=download)
+    reference = data.load_images(name, download=download, size=size)
+    if profile == "smoke":
+        reference = reference[:2000]
+    held_out = data.load_images(name, "test", download=download, size=size)
+
+    count = count or budget.samples
+    origin = f"{model.name}-{model.weights_sha256[:8]}"
+    folder = folder or Path("runs") / f"samples-{origin}-{profile}-{epsilon:g}-{seed}"
     samples = generate(
-        model.score(target, autocast=preferred_autocast(target)),
-        image_shape(model),
-        budget.samples,
+        score,
+        image_shape(score),
+        count,
         seed=seed,
         batch_size=budget.batch_size,
         epsilon=epsilon,
         steps_per_level=budget.steps_per_level,
+        folder=folder,
     )
-    classifier = checkpoints.load("digit_classifier").classifier(target)
-    distance = FrechetDigitDistance(classifier, data.to_unit(data.load_images(name)).to(target))
-    held_out = data.to_unit(data.load_images(name, "test")[: budget.samples])
     noise = torch.rand(samples.shape, generator=torch.Generator().manual_seed(seed))
-    click.echo(f"Fréchet digit distance, {budget.samples:,} images each, lower is better")
-    click.echo(f"  held-out digits {distance(held_out):10.2f}")
-    click.echo(f"  samples         {distance(samples.clamp(0, 1)):10.2f}")
-    click.echo(f"  uniform noise   {distance(noise):10.2f}")
+    sets = {"held-out images": held_out, "samples": samples, "uniform noise": noise}
+    measured = measure(
+        {name: readable(images) for name, images in sets.items()},
+        readable(reference),
+        extractor,
+        (count // 2, count),
+        subset_size=min(100, count // 2),
+        seed=seed,
+    )
+    click.echo(f"{count:,} samples in {folder}")
+    click.echo(f"compared with {len(reference):,} training images, features of {extractor.name}")
+    for n, row in measured.items():
+        click.echo(f"{n:,} images each         FID           KID ± over subsets")
+        for label, found in row.items():
+            line = f"  {label:15} {found.fid:12.2f}  {found.kid:12.4g} ± {found.kid_std:.2g}"
+            if found.inception_score is not None:
+                line += f"  Inception score {found.inception_score:.2f}"
+                line += f" ± {found.inception_score_std:.2f}"
+            click.echo(line)
+
+
+def readable(images: torch.Tensor) -> torch.Tensor:
+    """Gray images at the 28×28 that our classifiers read, scaled up when they are smaller."""
+    if images.shape[1] == 3 or images.shape[2] == 28:
+        return images
+    unit = data.to_unit(images) if images.dtype == torch.uint8 else images
+    return torch.nn.functional.interpolate(unit, size=(28, 28), mode="bilinear")
 
 
 @cli.command()
@@ -234,6 +320,43 @@ def export(run: Path, destination: Path) -> None:
 
 
 @cli.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--preset", required=True, help="What it was trained on: mnist, cifar10, celeba.")
+@click.option("--image-size", type=int, help="In pixels.  [default: the preset's]")
+@click.option("--sigma-first", type=float, help="Largest noise.  [default: the preset's]")
+@click.option("--sigma-last", type=float, help="Smallest noise.  [default: the preset's]")
+def convert(
+    source: Path,
+    destination: Path,
+    preset: str,
+    image_size: int | None,
+    sigma_first: float | None,
+    sigma_last: float | None,
+) -> None:
+    """Make a checkpoint of the authors' public code, SOURCE, one of ours, in DESTINATION.
+
+    The file tells the network's width and its number of noise levels; the preset tells the rest.
+    Their step of 2e-5 is --epsilon 4e-5 here.
+
+    \b
+    For example:
+        ncsn convert checkpoint.pth runs/cifar10-authors --preset cifar10
+        ncsn sample runs/cifar10-authors --epsilon 4e-5
+    """
+    record = convert_checkpoint(
+        source,
+        destination,
+        preset,
+        image_size=image_size,
+        sigma_first=sigma_first,
+        sigma_last=sigma_last,
+    )
+    channels, levels = record.config["channels"], record.config["levels"]
+    click.echo(f"{channels} channels, {levels} noise levels, in {destination}")
+
+
+@cli.command()
 def models() -> None:
     """List the checkpoints that ship with the package, and verify them."""
     for name in checkpoints.available():
@@ -253,10 +376,11 @@ def preferred_autocast(device: torch.device) -> torch.dtype | None:
     return training.autocast_dtype(training.pick_precision("auto", device))
 
 
-def image_shape(model: checkpoints.Record) -> tuple[int, int, int]:
-    """Channels, height and width of what a checkpoint draws."""
-    size = model.config["image_size"]
-    return model.config["image_channels"], size, size
+def image_shape(score: NoiseConditionalScore) -> tuple[int, int, int]:
+    """Channels, height and width of what a score draws."""
+    if not isinstance(score.network, RefineNet):
+        raise TypeError(f"only a RefineNet knows its shape; this is a {type(score.network)}")
+    return score.network.image_shape
 
 
 def main() -> None:

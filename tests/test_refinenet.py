@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from reference_network import CondRefineNetDilated, reference_state
+from reference_network import CondRefineNetDilated, randomized, relative_error
 from torch import nn
 
+from ncsn_core.convert import from_authors
 from ncsn_core.networks import RefineNet, count_parameters
 from ncsn_core.networks.refinenet import (
     ConditionalInstanceNormPlus,
@@ -18,20 +19,8 @@ from ncsn_core.networks.refinenet import (
 from ncsn_core.training import can_compile
 
 
-def randomized(network):
-    """Move every parameter away from where it starts, so that each one matters to the output."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return network
-
-
 def modules(network, kind):
     return [module for module in network.modules() if isinstance(module, kind)]
-
-
-def relative_error(got, expected):
-    return float((got - expected).abs().max() / expected.abs().max())
 
 
 # --- against the reference network -------------------------------------------------------------
@@ -45,9 +34,9 @@ def relative_error(got, expected):
 def test_same_weights_give_the_outputs_of_the_reference_network(
     channels, image_channels, image_size, levels
 ):
-    network = randomized(RefineNet(channels, image_channels, image_size, levels))
-    reference = CondRefineNetDilated(channels, image_channels, levels)
-    reference.load_state_dict(reference_state(network.state_dict()))
+    reference = randomized(CondRefineNetDilated(channels, image_channels, levels))
+    network = RefineNet(channels, image_channels, image_size, levels)
+    network.load_state_dict(from_authors(reference.state_dict()))
     x = torch.rand(3, image_channels, image_size, image_size)
     level = torch.tensor([0, levels - 1, levels // 2])
 
@@ -56,23 +45,24 @@ def test_same_weights_give_the_outputs_of_the_reference_network(
 
 
 def test_gradients_agree_with_the_reference_network():
-    network = randomized(RefineNet(3, 1, 12, 2))
-    reference = CondRefineNetDilated(3, 1, 2)
-    reference.load_state_dict(reference_state(network.state_dict()))
+    reference = randomized(CondRefineNetDilated(3, 1, 2))
+    network = RefineNet(3, 1, 12, 2)
+    network.load_state_dict(from_authors(reference.state_dict()))
     x, level = torch.rand(2, 1, 12, 12), torch.tensor([0, 1])
     network(x, level).square().sum().backward()
     reference(x, level).square().sum().backward()
 
-    got = reference_state({name: p.grad for name, p in network.named_parameters()})
-    scale = max(float(p.grad.abs().max()) for p in reference.parameters())
-    for name, parameter in reference.named_parameters():
-        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-3, atol=1e-5 * scale)
+    expected = from_authors({name: p.grad for name, p in reference.named_parameters()})
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-5 * scale)
 
 
 def test_comparison_notices_a_changed_weight():
-    network = randomized(RefineNet(3, 1, 12, 2))
-    reference = CondRefineNetDilated(3, 1, 2)
-    state = reference_state(network.state_dict())
+    reference = randomized(CondRefineNetDilated(3, 1, 2))
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    network = RefineNet(3, 1, 12, 2)
+    network.load_state_dict(from_authors(state))
     x, level = torch.rand(2, 1, 12, 12), torch.tensor([0, 1])
     with torch.no_grad():
         expected = network(x, level)

@@ -1,0 +1,357 @@
+"""Checkpoints of the authors' code: the same outputs from our network, and clear refusals."""
+
+import hashlib
+import io
+import os
+import pickle
+import sys
+
+import pytest
+import torch
+from reference_network import CondRefineNetDilated, randomized, relative_error
+from torch import nn
+
+from ncsn_core import checkpoints, cli
+from ncsn_core.convert import convert, from_authors, read_state
+from ncsn_core.errors import CorruptFileError, NCSNError
+
+# How `torch.save` wrote in 2019, and how it writes now.
+FORMATS = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
+
+
+def serialized(content, zipped=True):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def authors_file(path, reference, zipped=False):
+    """Save as the authors do, after a step of Adam: the optimizer's state is a part of the file."""
+    parallel = nn.DataParallel(reference)
+    optimizer = torch.optim.Adam(parallel.parameters(), lr=1e-3, betas=(0.9, 0.999))
+    for parameter in parallel.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    states = [parallel.state_dict(), optimizer.state_dict()]
+    path.write_bytes(serialized(states, zipped))
+    return path
+
+
+@pytest.fixture
+def reference():
+    return randomized(CondRefineNetDilated(4, 1, 3))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, reference):
+    return authors_file(tmp_path / "checkpoint_5000.pth", reference)
+
+
+@pytest.fixture
+def ncsn(monkeypatch, capsys):
+    """Run `ncsn ARGUMENTS`; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ncsn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+# --- the same network ---------------------------------------------------------------------------
+
+
+def published_modules():
+    """The names in the authors' `models/cond_refinenet_dilated.py`: convolutions, norms."""
+    convs, norms = ["begin_conv", "end_conv"], ["normalizer"]
+    for block in [f"res{stage}.{i}" for stage in (1, 2, 3, 4) for i in (0, 1)]:
+        wrapper = ".conv" if block == "res2.0" else ""
+        norms += [f"{block}.normalize1", f"{block}.normalize2"]
+        convs += [f"{block}.conv1", f"{block}.conv2{wrapper}"]
+        if block in ("res2.0", "res3.0", "res4.0"):
+            convs.append(f"{block}.shortcut{wrapper}")
+    four, two = ("1_1", "1_2", "2_1", "2_2"), ("1_1", "1_2")
+    units = []
+    for block, inputs in (("refine1", 1), ("refine2", 2), ("refine3", 2), ("refine4", 2)):
+        units += [f"{block}.adapt_convs.{i}.{unit}" for i in range(inputs) for unit in four]
+        last = (*four, "3_1", "3_2") if block == "refine4" else two
+        units += [f"{block}.output_convs.{unit}" for unit in last]
+        for part in ("crp", "msf") if inputs == 2 else ("crp",):
+            norms += [f"{block}.{part}.norms.{i}" for i in (0, 1)]
+            convs += [f"{block}.{part}.convs.{i}" for i in (0, 1)]
+    return convs + [f"{unit}_conv" for unit in units], norms + [f"{unit}_norm" for unit in units]
+
+
+def test_the_reference_network_has_the_published_names(reference):
+    convs, norms = published_modules()
+    assert (len(convs), len(norms)) == (75, 71)
+    state = reference.state_dict()
+    found = {name for name in state if not name.endswith(".bias")}
+    assert found == {f"{c}.weight" for c in convs} | {f"{n}.embed.weight" for n in norms}
+    assert state["refine3.msf.norms.1.embed.weight"].shape == (3, 3 * 8)
+
+
+@pytest.mark.parametrize(
+    ("channels", "image_channels", "preset", "levels"),
+    [(4, 1, "mnist", 10), (8, 3, "cifar10", 10), (5, 1, "mnist", 3), (6, 3, "celeba", 3)],
+)
+def test_a_converted_checkpoint_gives_the_same_scores_at_every_level(
+    tmp_path, channels, image_channels, preset, levels
+):
+    reference = randomized(CondRefineNetDilated(channels, image_channels, levels))
+    source = authors_file(tmp_path / "checkpoint.pth", reference)
+    convert(source, tmp_path / "ours", preset)
+
+    record = checkpoints.load(tmp_path / "ours")
+    size = {"mnist": 28, "cifar10": 32, "celeba": 32}[preset]
+    x = torch.rand(levels, image_channels, size, size)
+    with torch.no_grad():
+        expected = reference(x, torch.arange(levels))
+        got = record.score()(x, record.sigmas)
+    for level in range(levels):
+        assert relative_error(got[level], expected[level]) < 1e-5
+
+
+@FORMATS
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("listed", [True, False], ids=["list", "bare"])
+def test_every_way_of_saving_gives_the_same_tensors(reference, zipped, prefix, listed):
+    state = {prefix + name: tensor for name, tensor in reference.state_dict().items()}
+    raw = serialized([state, {"state": {}}] if listed else state, zipped)
+    found = read_state(raw, "checkpoint.pth")
+    assert found.keys() == reference.state_dict().keys()
+    assert all(torch.equal(found[name], t) for name, t in reference.state_dict().items())
+
+
+def test_half_precision_becomes_float32(reference):
+    half = {name: tensor.half() for name, tensor in reference.state_dict().items()}
+    weights = from_authors(half)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert torch.equal(weights["end.bias"], half["end_conv.bias"].float())
+
+
+def test_a_single_noise_level(tmp_path):
+    """The thirds of a single row share its memory, and safetensors still writes three tensors."""
+    source = authors_file(tmp_path / "one.pth", CondRefineNetDilated(2, 1, 1))
+    record = convert(source, tmp_path / "ours", "mnist", sigma_first=0.01)
+    assert record.sigmas.tolist() == pytest.approx([0.01])
+    assert record.tensors()["norm.gamma"].shape == (1, 2)
+
+
+# --- what the record says -----------------------------------------------------------------------
+
+
+def test_the_record_says_what_is_known_and_no_more(tmp_path, checkpoint):
+    record = convert(checkpoint, tmp_path / "ours", "mnist")
+    assert record.kind == "ncsn"
+    assert record.config == {
+        "preset": "mnist",
+        "dataset": "mnist",
+        "image_channels": 1,
+        "image_size": 28,
+        "channels": 4,
+        "levels": 3,
+        "sigma_first": 1.0,
+        "sigma_last": 0.01,
+        "keep_means": True,
+    }
+    assert record.manifest["step"] is None
+    assert record.metrics == record.history == {}
+    assert record.provenance["converted_from"] == {
+        "file": "checkpoint_5000.pth",
+        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+    }
+    assert str(tmp_path) not in (record.folder / checkpoints.MANIFEST).read_text()
+
+
+def test_sizes_and_noise_may_differ_from_the_presets(tmp_path, checkpoint):
+    record = convert(
+        checkpoint, tmp_path / "ours", "mnist", image_size=32, sigma_first=2.0, sigma_last=0.5
+    )
+    assert record.sigmas.tolist() == pytest.approx([2.0, 1.0, 0.5])
+    assert record.score()(torch.rand(1, 1, 32, 32), torch.tensor([2.0])).shape == (1, 1, 32, 32)
+
+
+def test_training_can_start_from_a_converted_checkpoint(
+    tmp_path, checkpoint, tiny_config, run_training, few_images
+):
+    record = convert(checkpoint, tmp_path / "ours", "mnist")
+    config = tiny_config(channels=4, levels=3, steps=1, ema_decay=0.0, learning_rate=1e-12)
+    run = run_training(config, tmp_path / "run", start_from=record)
+    torch.testing.assert_close(run.tensors(), record.tensors())
+    assert run.provenance["started_from"]["weights_sha256"] == record.weights_sha256
+
+
+def test_a_checkpoint_is_not_overwritten(tmp_path, checkpoint, record):
+    before = record.weights_sha256
+    with pytest.raises(NCSNError, match="'model' already holds a checkpoint"):
+        convert(checkpoint, record.folder, "mnist")
+    assert checkpoints.load(record.folder).weights_sha256 == before
+
+
+# --- files that are refused ---------------------------------------------------------------------
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@FORMATS
+def test_a_checkpoint_that_would_run_code_is_refused_before_it_does(tmp_path, zipped):
+    content = [{"module.begin_conv.weight": torch.zeros(1)}, Bomb(tmp_path / "exploded")]
+    source = tmp_path / "evil.pth"
+    source.write_bytes(serialized(content, zipped))
+    with pytest.raises(CorruptFileError, match=r"'evil.pth' was refused and not run.*mkdir"):
+        convert(source, tmp_path / "ours", "mnist")
+    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "ours").exists()
+
+    torch.load(source, weights_only=False)
+    assert (tmp_path / "exploded").exists()  # it was no dud
+
+
+@pytest.mark.parametrize(
+    ("protocol", "says"), [(2, "was refused and not run"), (4, "not written by torch.save")]
+)
+def test_a_plain_pickle_is_refused_before_it_runs(tmp_path, protocol, says):
+    raw = pickle.dumps(Bomb(tmp_path / "exploded"), protocol)
+    with pytest.raises(CorruptFileError, match=f"'x.pth' .*{says}"):
+        read_state(raw, "x.pth")
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(raw)
+    assert (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"a text\n" * 40, pickle.dumps({"a": 1})],
+    ids=["empty", "png", "text", "pickle"],
+)
+def test_what_torch_did_not_write_is_refused(raw):
+    with pytest.raises(CorruptFileError, match=r"'x.pth' is truncated or was not written by torch"):
+        read_state(raw, "x.pth")
+
+
+@FORMATS
+@pytest.mark.parametrize("part", [0.3, 0.95])
+def test_a_truncated_file_is_refused(reference, zipped, part):
+    raw = serialized([reference.state_dict(), {}], zipped)
+    with pytest.raises(CorruptFileError, match=r"'x.pth' is truncated"):
+        read_state(raw[: int(part * len(raw))], "x.pth")
+
+
+@pytest.mark.parametrize("content", [5, [], [[]], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(2)])
+def test_what_holds_no_network_is_refused(content):
+    with pytest.raises(CorruptFileError, match=r"'x.pth' holds neither .* nor a state_dict"):
+        read_state(serialized(content), "x.pth")
+
+
+def test_missing_and_unexpected_tensors_are_named(reference):
+    state = dict(reference.state_dict())
+    for name in ("res2.0.conv2.conv.weight", "refine4.output_convs.3_2_conv.weight"):
+        del state[name]
+    extra = [f"res1.{i}.shortcut.weight" for i in range(5)]
+    with pytest.raises(CorruptFileError) as caught:
+        from_authors(state | dict.fromkeys(extra, torch.zeros(1)))
+    message = str(caught.value)
+    assert "missing refine4.output_convs.3_2_conv.weight, res2.0.conv2.conv.weight;" in message
+    assert message.endswith(f"unexpected {', '.join(extra[:3])} and 2 more")
+
+    with pytest.raises(CorruptFileError, match=r"and 170 more; unexpected none$"):
+        from_authors({})
+
+
+def test_another_network_of_theirs_is_refused(reference):
+    """A prefix on some of the keys alone is no DataParallel's."""
+    state = dict(reference.state_dict())
+    state["module.end_conv.bias"] = state.pop("end_conv.bias")
+    with pytest.raises(CorruptFileError, match=r"missing end_conv.bias; .* module.end_conv.bias$"):
+        from_authors(read_state(serialized(state), "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("res3.0.conv1.weight", (8, 8, 1, 1), r"conv1.weight is \(8, 8, 1, 1\) and not \(8, 8, 3"),
+        ("refine2.crp.norms.0.embed.weight", (3, 16), r"is \(3, 16\) and not \(3, 24\)$"),
+        ("refine2.crp.norms.0.embed.weight", (10, 24), r"is \(10, 24\) and not \(3, 24\)$"),
+        ("end_conv.bias", (), r"end_conv.bias is \(\) and not \(1,\)$"),
+        ("normalizer.embed.weight", (3, 15), r"is \(3, 15\) and not \(3, 12\)$"),
+        ("normalizer.embed.weight", (5, 12), r"is \(3, 12\) and not \(5, 12\).* and 67 more$"),
+        ("normalizer.embed.weight", (12,), "4 dimensions and normalizer.embed.weight 1"),
+        ("begin_conv.weight", (4, 1), "begin_conv.weight has 2 dimensions"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(reference, name, shape, says):
+    state = reference.state_dict() | {name: torch.zeros(shape)}
+    with pytest.raises(CorruptFileError, match=says):
+        from_authors(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"preset": "cifar10"}, "images of 1 channels and those of preset 'cifar10' have 3"),
+        ({"preset": "mnits"}, "unknown preset 'mnits'; known: mnist"),
+        ({"image_size": 27}, "image_size must be even"),
+        ({"sigma_first": 0.001}, "noise levels must decrease"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, checkpoint, options, says):
+    with pytest.raises((NCSNError, ValueError), match=says):
+        convert(checkpoint, tmp_path / "ours", **{"preset": "mnist"} | options)
+    assert not (tmp_path / "ours").exists()
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_convert_and_sample_on_the_command_line(ncsn, tmp_path):
+    from PIL import Image
+
+    source = authors_file(tmp_path / "checkpoint.pth", CondRefineNetDilated(2, 3, 3))
+    ours = tmp_path / "ours"
+    options = ["--preset", "celeba", "--image-size", 8, "--sigma-last", 0.1]
+    code, out, err = ncsn("convert", source, ours, *options)
+    assert (code, err) == (0, "")
+    assert out == f"2 channels, 3 noise levels, in {ours}\n"
+    assert checkpoints.load(ours).config["sigma_last"] == 0.1
+
+    image_file = tmp_path / "grid.png"
+    options = ["--count", 4, "--steps", 1, "--out", image_file, "--device", "cpu"]
+    code, _, err = ncsn("sample", ours, *options)
+    assert code == 0, err
+    with Image.open(image_file) as image:
+        assert image.size == (2 * 10 + 2, 2 * 10 + 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"no checkpoint", "not written by torch.save"), (b"", "truncated"), (None, "not run")],
+)
+def test_a_bad_file_ends_with_one_line(ncsn, tmp_path, content, says):
+    source = tmp_path / "bad.pth"
+    source.write_bytes(pickle.dumps(Bomb(tmp_path / "x"), 2) if content is None else content)
+    code, out, err = ncsn("convert", source, tmp_path / "ours", "--preset", "mnist")
+    assert (code, out) == (1, "")
+    assert err.startswith("ncsn: 'bad.pth'")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_the_command_asks_for_file_and_preset(ncsn, tmp_path, checkpoint):
+    code, _, err = ncsn("convert", tmp_path / "nowhere.pth", tmp_path / "ours", "--preset", "mnist")
+    assert code == 2
+    assert "does not exist" in err
+    code, _, err = ncsn("convert", checkpoint, tmp_path / "ours")
+    assert code == 2
+    assert "--preset" in err
