@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ncsn_core.errors import CorruptFileError, UnknownNameError
 from ncsn_core.files import write_atomically
-from ncsn_core.networks import DigitClassifier, NoiseConditionalScore, RefineNet
+from ncsn_core.networks import DigitClassifier, EnergyScore, NoiseConditionalScore, RefineNet
 from ncsn_core.schedules import geometric_ladder
 
 MODELS = Path(__file__).parent / "models"
@@ -119,7 +119,8 @@ class Record:
         Args:
             device: where it goes.
             autocast: see `NoiseConditionalScore`.
-            fuse: compile the normalizations; repays itself over some hundred evaluations.
+            fuse: compile the normalizations; repays itself over some hundred evaluations.  An
+                energy differentiates them in a way that cannot be compiled, and runs without.
 
         Raises:
             UnknownNameError: when this record is no NCSN.
@@ -131,9 +132,9 @@ class Record:
         except (KeyError, TypeError, ValueError) as error:
             raise self._bad_configuration(error) from error
         self._fill(network)
-        network.fuse_normalizations(fuse)
+        network.fuse_normalizations(fuse and self.config.get("parametrization") != "energy")
         network = network.to(memory_format=torch.channels_last)
-        score = NoiseConditionalScore(network, self.sigmas, autocast=autocast)
+        score = build_score(self.config, network, self.sigmas, autocast=autocast)
         return score.to(device).eval().requires_grad_(False)
 
     def classifier(self, device: torch.device | str = "cpu") -> DigitClassifier:
@@ -196,9 +197,22 @@ def build_network(config: Mapping[str, Any]) -> RefineNet:
         config["channels"],
         config["image_channels"],
         config["image_size"],
-        config["levels"],
+        config["levels"] if config.get("conditional", True) else 1,
         keep_means=config["keep_means"],
     )
+
+
+def build_score(
+    config: Mapping[str, Any],
+    network: nn.Module,
+    sigmas: Float[Tensor, " levels"],
+    *,
+    autocast: torch.dtype | None = None,
+) -> NoiseConditionalScore:
+    """The score that a configuration makes of its network."""
+    kind = EnergyScore if config.get("parametrization") == "energy" else NoiseConditionalScore
+    conditional = config.get("conditional", True)
+    return kind(network, sigmas, conditional=conditional, autocast=autocast)
 
 
 def available(kind: str | None = None) -> tuple[str, ...]:

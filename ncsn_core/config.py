@@ -13,6 +13,12 @@ from torch import Tensor
 from ncsn_core.errors import UnknownNameError
 from ncsn_core.schedules import geometric_ladder
 
+CHOICES = {
+    "rate_schedule": ("constant", "cosine"),
+    "parametrization": ("score", "energy"),
+    "objective": ("denoising", "sliced"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -24,6 +30,11 @@ class TrainingConfig:
         image_channels, image_size, channels, levels: see `ncsn_core.networks.RefineNet`.
         sigma_first, sigma_last: ends of the geometric ladder.
         keep_means: the "++" of the normalization.
+        conditional: whether the network is told the noise level; False is an ablation.
+        parametrization: "score", as in the paper, or "energy", see
+            `ncsn_core.networks.EnergyScore`.
+        objective: "denoising" (Eq. 6), or "sliced", see
+            `ncsn_core.objectives.multilevel_sliced_score_matching`.
         flip: random left-right flips.
         train_images: use this many images, the first ones; all when None.
         steps, batch_size: length of the run; images a step, over all devices together.
@@ -46,6 +57,9 @@ class TrainingConfig:
     sigma_first: float
     sigma_last: float
     keep_means: bool = True
+    conditional: bool = True
+    parametrization: str = "score"
+    objective: str = "denoising"
     flip: bool
     train_images: int | None = None
     steps: int
@@ -80,8 +94,9 @@ class TrainingConfig:
                 f"checkpoint_every must be a multiple of log_every; "
                 f"got {self.checkpoint_every} and {self.log_every}"
             )
-        if self.rate_schedule not in ("constant", "cosine"):
-            raise UnknownNameError("rate_schedule", self.rate_schedule, ("constant", "cosine"))
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UnknownNameError(name, getattr(self, name), known)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay}")
         if self.seed < 0:
@@ -91,6 +106,11 @@ class TrainingConfig:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value}")
         geometric_ladder(self.sigma_first, self.sigma_last, self.levels)
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether a gradient step needs second derivatives of the network."""
+        return self.objective == "sliced" or self.parametrization == "energy"
 
     @property
     def sigmas(self) -> Float[Tensor, " levels"]:

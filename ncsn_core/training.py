@@ -23,12 +23,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ncsn_core import checkpoints, provenance
-from ncsn_core.checkpoints import Record, build_network
+from ncsn_core.checkpoints import Record, build_network, build_score
 from ncsn_core.config import TrainingConfig
 from ncsn_core.data import batches, load_images
 from ncsn_core.errors import NCSNError, NonFiniteLossError
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
-from ncsn_core.objectives import multilevel_denoising_score_matching
+from ncsn_core.objectives import (
+    multilevel_denoising_score_matching,
+    multilevel_sliced_score_matching,
+)
 
 ADVICE = "The last checkpoint is kept. Try a smaller learning_rate or a gradient_clip"
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
@@ -46,8 +49,8 @@ def pick_device(device: str = "auto") -> torch.device:
 def pick_precision(precision: str, device: torch.device) -> str:
     """Fabric's name of the precision; "auto" picks what the hardware is fast in.
 
-    bfloat16 where the processor has it, float16 with loss scaling on older GPUs (a Colab T4),
-    float32 elsewhere.  Weights and optimizer stay in float32 in each case.
+    bfloat16 where the processor is fast in it, float16 with loss scaling on older GPUs (a Colab
+    T4), float32 elsewhere.  Weights and optimizer stay in float32 in each case.
     """
     if precision not in PRECISIONS:
         raise NCSNError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
@@ -56,12 +59,16 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         capable = torch.cuda.get_device_capability(device) >= (8, 0)
         return "bf16-mixed" if capable else "16-mixed"
-    return "bf16-mixed" if device.type == "cpu" and _cpu_has_bf16() else "32-true"
+    return "bf16-mixed" if device.type == "cpu" and _cpu_is_fast_in_bf16() else "32-true"
 
 
-def _cpu_has_bf16() -> bool:
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # newer than torch 2.6
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+def _cpu_is_fast_in_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 tiles (AMX).
+
+    The older AVX-512 instructions for bfloat16 are no reason: where they are alone, a matrix
+    product was measured to take almost twice as long as in float32.
+    """
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # newer than torch 2.6
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
@@ -106,7 +113,8 @@ def train(
             are accepted, and the change of plan is recorded, because a cosine rate depends on it.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: one of `PRECISIONS`.
-        compile: fuse the normalizations with `torch.compile`; None means where that is possible.
+        compile: fuse the normalizations with `torch.compile`; None means where that is possible,
+            which it is not for a sliced objective or an energy.
         data_root, download: see `ncsn_core.data.load_images`.
         minutes: stop after the first checkpoint beyond this many minutes, to be continued.
         start_from: a checkpoint whose weights a new run starts from, instead of random ones.  Which
@@ -134,7 +142,13 @@ def train(
         devices=[target.index or 0] if target.type == "cuda" else 1,
         precision=pick_precision(precision, target),  # type: ignore[arg-type]
     )
-    images = load_images(config.dataset, device=target, root=data_root, download=download)
+    images = load_images(
+        config.dataset,
+        device=target,
+        root=data_root,
+        download=download,
+        size=config.image_size,
+    )
     images = images[: config.train_images]
     expected = (config.image_channels, config.image_size, config.image_size)
     if images.shape[1:] != expected:
@@ -142,7 +156,11 @@ def train(
             f"{config.dataset} has images of shape {tuple(images.shape[1:])}; "
             f"the configuration says {expected}"
         )
-    run = _Run(config, fabric, target, can_compile(target) if compile is None else compile)
+    if compile is None:
+        compile = can_compile(target) and not config.differentiates_twice
+    elif compile and config.differentiates_twice:
+        raise NCSNError("compiled normalizations have no second derivatives, which this needs")
+    run = _Run(config, fabric, target, compile)
     run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
     if previous is not None:
         run.restore(previous)
@@ -220,6 +238,30 @@ def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     return previous
 
 
+class _Loss(nn.Module):
+    """The loss of a batch as a module, so that precision and devices are managed around all of it.
+
+    An energy and a sliced objective differentiate inside, where nothing may stand between.
+    """
+
+    def __init__(self, score: NoiseConditionalScore, config: TrainingConfig) -> None:
+        super().__init__()
+        self.score = score
+        self.objective = (
+            multilevel_sliced_score_matching
+            if config.objective == "sliced"
+            else multilevel_denoising_score_matching
+        )
+        self.weight_power = config.weight_power
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean loss of clean images `x`, with levels and noise from `generator`."""
+        sigmas = self.score.sigmas
+        return self.objective(
+            self.score, x, sigmas, weight_power=self.weight_power, generator=generator
+        ).mean()
+
+
 class _Run:
     """The state of a run in memory: network, optimizer, moving average, step and losses."""
 
@@ -233,13 +275,13 @@ class _Run:
         network = network.to(device).to(memory_format=torch.channels_last)
         self.network: RefineNet = network
         optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
-        self.wrapped, self.optimizer = fabric.setup(network, optimizer)
+        self.score = build_score(config.to_dict(), network, config.sigmas.to(device))
+        self.loss, self.optimizer = fabric.setup(_Loss(self.score, config), optimizer)
         self.average: nn.Module | None = None
         if config.ema_decay:
             self.average = AveragedModel(
                 network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
             )
-        self.score = NoiseConditionalScore(self.wrapped, config.sigmas.to(device))
         self.step = 0
         self.whole = True  # False while a step is half done
         self.losses: list[Tensor] = []
@@ -257,17 +299,11 @@ class _Run:
         """One optimizer step on the batch of step `step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        loss = multilevel_denoising_score_matching(
-            self.score,
-            x,
-            self.score.sigmas,
-            weight_power=self.config.weight_power,
-            generator=generator,
-        ).mean()
+        loss = self.loss(x, generator)
         self.fabric.backward(loss)
         if self.config.gradient_clip is not None:
             self.fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=self.config.gradient_clip
+                self.loss, self.optimizer, max_norm=self.config.gradient_clip
             )
         self.whole = False
         self.optimizer.step()

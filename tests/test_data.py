@@ -2,17 +2,13 @@
 
 import gzip
 import hashlib
-import pickle
 import re
 from itertools import islice
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torchvision import datasets
 
 from ncsn_core import data
@@ -216,19 +212,6 @@ def test_data_root_follows_the_environment(monkeypatch, tmp_path):
 # --- the other data sets, from files in their real formats --------------------------------------
 
 
-@pytest.fixture
-def fashion_mnist(tmp_path, write_idx):
-    """Four IDX files, unzipped, as Fashion-MNIST has them; 7 and 3 images."""
-    images, labels = {}, {}
-    for split, prefix, count in (("train", "train", 7), ("test", "t10k", 3)):
-        images[split] = torch.randint(256, (count, 28, 28), dtype=torch.uint8)
-        labels[split] = torch.randint(10, (count,), dtype=torch.uint8)
-        raw = tmp_path / "FashionMNIST" / "raw"
-        write_idx(raw / f"{prefix}-images-idx3-ubyte", images[split])
-        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels[split])
-    return SimpleNamespace(root=tmp_path, images=images, labels=labels)
-
-
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_fashion_mnist_from_its_files(fashion_mnist, split):
     images = data.load_images("fashion_mnist", split, root=fashion_mnist.root)
@@ -255,36 +238,7 @@ def test_a_fashion_mnist_file_that_is_something_else(fashion_mnist):
         data.load_images("fashion_mnist", root=fashion_mnist.root)
 
 
-@pytest.fixture
-def cifar10(tmp_path, monkeypatch):
-    """The pickled batches of cifar-10-batches-py, 4 images a file, with torchvision's MD5 list."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
-    labels = [i % 10 for i in range(24)]
-
-    def write(name, content):
-        raw = pickle.dumps(content, protocol=2)
-        (folder / name).write_bytes(raw)
-        return [name, hashlib.md5(raw).hexdigest()]
-
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    files = [
-        write(name, {"data": pixels[4 * i :][:4].reshape(4, -1), "labels": labels[4 * i :][:4]})
-        for i, name in enumerate(names)
-    ]
-    meta, digest = write("batches.meta", {"label_names": list("abcdefghij")})
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", files[:5])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", files[5:])
-    monkeypatch.setattr(
-        datasets.CIFAR10, "meta", {"filename": meta, "key": "label_names", "md5": digest}
-    )
-    return SimpleNamespace(
-        root=tmp_path, folder=folder, images=torch.from_numpy(pixels), labels=labels
-    )
-
-
-@pytest.mark.parametrize(("split", "part"), [("train", slice(20)), ("test", slice(20, 24))])
+@pytest.mark.parametrize(("split", "part"), [("train", slice(20)), ("test", slice(20, 40))])
 def test_cifar10_from_its_files(cifar10, split, part):
     images = data.load_images("cifar10", split, root=cifar10.root)
     assert images.is_contiguous()
@@ -301,45 +255,16 @@ def test_an_altered_cifar10_file_is_refused(cifar10):
         data.load_images("cifar10", root=cifar10.root)
 
 
-@pytest.fixture
-def celeba(tmp_path, monkeypatch):
-    """Aligned 178×218 JPEGs, and the five annotation files, with torchvision's MD5 list."""
-    folder = tmp_path / "celeba"
-    (folder / "img_align_celeba").mkdir(parents=True)
-    names = [f"{i:06d}.jpg" for i in range(1, 5)]
-    for brightness, name in zip((40, 120, 200, 90), names, strict=True):
-        face = np.full((218, 178, 3), 255, np.uint8)  # white outside the central 140×140
-        face[39:179, 19:159] = (brightness, brightness // 2, 10)
-        Image.fromarray(face).save(folder / "img_align_celeba" / name, quality=95)
-    attributes = ["Bald", "Hat"]
-    texts = {
-        "list_eval_partition.txt": [f"{n} {s}" for n, s in zip(names, (0, 0, 2, 2), strict=True)],
-        "identity_CelebA.txt": [f"{n} 7" for n in names],
-        "list_attr_celeba.txt": ["4", " ".join(attributes), *(f"{n} 1 -1" for n in names)],
-        "list_bbox_celeba.txt": ["4", "image_id x_1 y_1 width height"]
-        + [f"{n} 1 2 3 4" for n in names],
-        "list_landmarks_align_celeba.txt": ["4", "lefteye_x lefteye_y"]
-        + [f"{n} 5 6" for n in names],
-    }
-    listed = []
-    for name, lines in texts.items():
-        raw = "\n".join(lines).encode() + b"\n"
-        (folder / name).write_bytes(raw)
-        listed.append(("no-id", hashlib.md5(raw).hexdigest(), name))
-    monkeypatch.setattr(datasets.CelebA, "file_list", listed)
-    return tmp_path
-
-
 def test_celeba_is_cropped_to_140_and_resized_to_32(celeba):
     images = data.load_images("celeba", root=celeba)
-    assert images.shape == (2, 3, 32, 32)
+    assert images.shape == (12, 3, 32, 32)
     assert images.dtype == torch.uint8
-    for image, brightness in zip(images, (40, 120), strict=True):
+    for image, brightness in zip(images, [40, 120] * 6, strict=True):
         inner = image[:, 2:-2, 2:-2].float()
         expected = torch.tensor([brightness, brightness // 2, 10]).reshape(3, 1, 1)
         assert (inner - expected).abs().max() <= 4  # JPEG
         assert image.max() < 200  # nothing of the white frame
-    assert data.load_images("celeba", "test", root=celeba).shape == (2, 3, 32, 32)
+    assert data.load_images("celeba", "test", root=celeba).shape == (20, 3, 32, 32)
 
 
 def test_celeba_has_no_labels(celeba):
@@ -356,6 +281,27 @@ def test_to_unit_reaches_both_ends():
     unit = data.to_unit(ALL_GRAYS)
     assert unit.dtype == torch.float32
     assert unit.flatten()[[0, 51, 255]].tolist() == [0.0, pytest.approx(0.2), 1.0]
+
+
+def test_block_averages_are_rounded_means_of_blocks():
+    averaged = data.block_average(ALL_GRAYS, 4)
+    assert averaged.dtype == torch.uint8
+    expected = torch.nn.functional.avg_pool2d(ALL_GRAYS.double(), 4).round()
+    assert averaged.tolist() == expected.tolist()
+    assert averaged[0, 0, 0, 0] == 26  # the mean of 0-3, 16-19, 32-35, 48-51 is 25.5
+    assert data.block_average(ALL_GRAYS, 16) is ALL_GRAYS
+
+
+@pytest.mark.parametrize("size", [0, -2, 3, 32])
+def test_a_size_that_divides_nothing_is_refused(size):
+    with pytest.raises(ValueError, match=f"16 × 16 pixels cannot be averaged down to {size} × "):
+        data.block_average(ALL_GRAYS, size)
+
+
+def test_images_are_averaged_down_when_loaded():
+    small = data.load_images("mnist", "test", size=14)
+    assert small.shape == (10_000, 1, 14, 14)
+    assert torch.equal(small, data.block_average(data.load_images("mnist", "test"), 14))
 
 
 def test_dequantization_adds_uniform_noise_of_one_gray_level():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ncsn_core.networks import NoiseConditionalScore, RefineNet
+from ncsn_core.divergence import jacobian
+from ncsn_core.networks import EnergyScore, NoiseConditionalScore, RefineNet
 from ncsn_core.schedules import geometric_ladder
 
 
@@ -72,3 +73,62 @@ def test_autocast_runs_inside_in_bfloat16_and_answers_in_float32():
     assert inner == [torch.float32, torch.bfloat16]
     assert fast.dtype == torch.float32
     torch.testing.assert_close(fast, plain, rtol=0.1, atol=0.1 * float(plain.abs().max()))
+
+
+def test_an_unconditional_network_hears_the_same_index_at_every_level():
+    score = NoiseConditionalScore(AnswersItsLevel(), geometric_ladder(), conditional=False)
+    assert score(torch.zeros(10, 1), geometric_ladder()).flatten().tolist() == [0.0] * 10
+    with pytest.raises(ValueError, match="not a noise level"):
+        score(torch.zeros(1, 1), torch.tensor([0.5]))
+
+
+# --- a score that is a gradient ------------------------------------------------------------------
+
+
+@pytest.fixture
+def energy():
+    torch.manual_seed(0)
+    return EnergyScore(RefineNet(4, 1, 8, levels=3), geometric_ladder(levels=3))
+
+
+def test_the_score_of_an_energy_is_its_downhill_slope(energy):
+    sigma = energy.sigmas[[0, 1, 2]]
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    step = 1e-2
+    with torch.no_grad():
+        slope = (energy.energy(x + step * v, sigma) - energy.energy(x - step * v, sigma)) / 2 / step
+        s = energy(x, sigma)
+    torch.testing.assert_close((s * v).flatten(1).sum(1), -slope, rtol=0.02, atol=1e-3)
+
+
+def test_the_energy_of_a_gaussian_is_its_negative_log_density():
+    class Linear(nn.Module):
+        def forward(self, x, level):
+            return -(x - 0.3) / geometric_ladder()[level][:, None] ** 2
+
+    score = EnergyScore(Linear(), geometric_ladder())
+    sigma = geometric_ladder()
+    x = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(score(x, sigma), -(x - 0.3) / sigma[:, None] ** 2)
+    square = (x - 0.3).square().sum(1)
+    torch.testing.assert_close(score.energy(x, sigma), square / (2 * sigma**2))
+
+
+def test_the_jacobian_of_an_energys_score_is_symmetric_and_that_of_a_network_is_not(energy):
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = NoiseConditionalScore(energy.network, energy.sigmas)
+
+    def share(score):
+        J = jacobian(lambda y: score(y, score.sigmas[[1, 1]][: len(y)]), x)
+        return ((J - J.mT) / 2).square().sum() / J.square().sum()
+
+    assert share(energy) < 1e-6
+    assert share(plain) > 0.01
+
+
+def test_the_score_of_an_energy_reaches_the_parameters(energy):
+    x = torch.rand(2, 1, 8, 8)
+    energy(x, energy.sigmas[:2]).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in energy.parameters())
+    assert energy.network.begin.weight.grad.abs().sum() > 0

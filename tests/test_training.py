@@ -10,8 +10,13 @@ from torch import nn
 from ncsn_core import checkpoints, classifiers, training
 from ncsn_core.classifiers import shift, train_classifier
 from ncsn_core.config import load_config
+from ncsn_core.data import batches
 from ncsn_core.errors import CorruptFileError, NCSNError, NonFiniteLossError
-from ncsn_core.objectives import multilevel_denoising_score_matching
+from ncsn_core.networks import NoiseConditionalScore
+from ncsn_core.objectives import (
+    multilevel_denoising_score_matching,
+    multilevel_sliced_score_matching,
+)
 
 pytestmark = pytest.mark.usefixtures("few_images")
 
@@ -451,6 +456,55 @@ def test_device_names(monkeypatch):
     assert training.pick_device("cuda:1") == torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert training.pick_device() == torch.device("cuda", 0)
+
+
+# --- other objectives and networks -------------------------------------------------------------
+
+
+VARIANTS = {
+    "sliced": {"objective": "sliced"},
+    "energy": {"parametrization": "energy"},
+    "unconditional": {"conditional": False},
+    "plain norm": {"keep_means": False},
+    "one level": {"levels": 1, "sigma_first": 0.01},
+    "small images": {"image_size": 14},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_every_variant_trains_resumes_and_loads(
+    run_training, tiny_config, tmp_path, refinenet, changes
+):
+    small = {"image_size": 14, "steps": 3, "checkpoint_every": 1} | changes
+    whole = run_training(tiny_config(**small), tmp_path / "whole")
+    run_training(tiny_config(**small), tmp_path / "pieces", minutes=0.0)
+    pieces = run_training(tiny_config(**small), tmp_path / "pieces")
+    assert pieces.history == whole.history
+    for name, weights in whole.tensors().items():
+        assert torch.equal(weights, pieces.tensors()[name]), name
+    score = checkpoints.load(tmp_path / "whole").score()
+    x = torch.rand(1, 1, 14, 14)
+    with torch.no_grad():
+        assert score(x, score.sigmas[:1]).shape == x.shape
+
+
+def test_the_sliced_loss_is_the_objectives(run_training, tiny_config, tmp_path, few_images):
+    config = tiny_config(objective="sliced", steps=1)
+    record = run_training(config, tmp_path)
+    torch.manual_seed(config.seed)
+    network = SmallNetwork(config.to_dict())
+    score = NoiseConditionalScore(network, config.sigmas)
+    _, x, generator = next(batches(few_images, config.batch_size, seed=config.seed))
+    loss = multilevel_sliced_score_matching(score, x, config.sigmas, generator=generator)
+    assert record.history["loss"] == [round(float(loss.detach().mean()), 4)]
+
+
+@pytest.mark.parametrize("changes", [{"objective": "sliced"}, {"parametrization": "energy"}])
+def test_second_derivatives_and_compiled_normalizations_exclude_each_other(
+    run_training, tiny_config, tmp_path, changes
+):
+    with pytest.raises(NCSNError, match="compiled normalizations have no second derivatives"):
+        run_training(tiny_config(**changes), tmp_path / "run", compile=True)
 
 
 # --- data that does not fit --------------------------------------------------------------------

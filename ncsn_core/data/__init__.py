@@ -57,6 +57,7 @@ def load_images(
     device: torch.device | str = "cpu",
     root: Path | str | None = None,
     download: bool = False,
+    size: int | None = None,
 ) -> Images:
     """All images of a split as one uint8 tensor [count, channel, height, width] on `device`.
 
@@ -67,13 +68,16 @@ def load_images(
         device: where the tensor goes.
         root: folder to look in; `data_root()` when not given.  MNIST needs none.
         download: allow torchvision to download what is not there.
+        size: height and width to average the images down to, see `block_average`; None: as stored.
 
     Raises:
         UnknownNameError: for another name or split.
         MissingDataError: when the files are not there and cannot be downloaded.
         CorruptFileError: when a file was altered or cut short.
+        ValueError: for a size that does not divide that of the images.
     """
-    return _load(name, split, root, download)[0].to(device)
+    images = _load(name, split, root, download)[0]
+    return (images if size is None else block_average(images, size)).to(device)
 
 
 def load_labels(
@@ -164,6 +168,26 @@ def _where_to_put(name: str, folder: Path, download: bool, error: Exception) -> 
     tried = "could not be downloaded" if download else "is not on this machine"
     advice = "" if download else ", or allow the download (--download, download=True)"
     return f"{name} {tried} ({error}). Put {place}{advice}. NCSN_DATA names another folder"
+
+
+def block_average(
+    images: UInt8[Tensor, "count channel large large"], size: int
+) -> UInt8[Tensor, "count channel small small"]:
+    """Images of size × size pixels, each the mean of a block, rounded to whole gray levels.
+
+    Raises:
+        ValueError: when `size` does not divide that of the images.
+    """
+    large = images.shape[-1]
+    if size < 1 or large % size:
+        raise ValueError(
+            f"images of {large} × {large} pixels cannot be averaged down to {size} × {size}: "
+            f"the size must divide theirs"
+        )
+    if size == large:
+        return images
+    blocks = images.unflatten(3, (size, -1)).unflatten(2, (size, -1))
+    return blocks.float().mean((3, 5)).round().to(torch.uint8)
 
 
 def to_unit(images: Images) -> Float[Tensor, "count channel height width"]:

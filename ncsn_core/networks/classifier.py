@@ -1,4 +1,4 @@
-"""A small digit classifier, whose features stand in for Inception's when digits are compared."""
+"""A small classifier, whose features stand in for Inception's for digits and Fashion-MNIST."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -16,6 +16,8 @@ class NoiseConditionalScore(nn.Module):
     Args:
         network: maps (x [batch, *shape], level index [batch]) to a tensor like x.
         sigmas: the ladder that the indices stand for, [levels].
+        conditional: False tells the network index 0 whatever σ is, so that it has to recognize the
+            noise level by itself.
         autocast: type to run the network in, such as `torch.bfloat16`; None for float32.  What
             comes out is float32 in each case.
 
@@ -30,10 +32,12 @@ class NoiseConditionalScore(nn.Module):
         network: nn.Module,
         sigmas: Float[Tensor, " levels"],
         *,
+        conditional: bool = True,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.conditional = conditional
         self.autocast = autocast
         self.register_buffer("sigmas", validate_ladder(sigmas).clone(), persistent=False)
 
@@ -55,7 +59,41 @@ class NoiseConditionalScore(nn.Module):
                 f"{ladder} and does not interpolate; pass values of `score.sigmas`"
             )
         level = matches.to(torch.uint8).argmax(dim=1)
+        if not self.conditional:
+            level = torch.zeros_like(level)
         if self.autocast is None:
             return self.network(x, level)
         with torch.autocast(x.device.type, self.autocast):
             return self.network(x, level)
+
+
+class EnergyScore(NoiseConditionalScore):
+    """s_θ(x, σ) = −∇ₓ E_θ(x, σ) with E_θ(x, σ) = σ²/2 · ‖f_θ(x, σ)‖²: a score that is a gradient.
+
+    A plain network's output need not be the gradient of anything.  This one is, at the price of a
+    backward pass for each evaluation and of a second one to train.  The form of E follows Salimans
+    & Ho (2021).  For one data point μ it is exact: with f = −(x − μ)/σ², the score of N(μ, σ²I),
+    E is the negative log-density and −∇E is f again.
+
+    Args as for `NoiseConditionalScore`, with f_θ for the network.
+    """
+
+    def energy(
+        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """E_θ(x, σ), −log q_σ(x) up to a constant for each σ.
+
+        Raises:
+            ValueError: when a σ is not on the ladder.
+        """
+        return sigma**2 / 2 * super().forward(x, sigma).flatten(1).square().sum(1)
+
+    def forward(
+        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *shape"]:
+        """Scores of `x`, each at its own σ; differentiable once more.
+
+        Raises:
+            ValueError: when a σ is not on the ladder.
+        """
+        return -torch.func.grad(lambda y: self.energy(y, sigma).sum())(x)
