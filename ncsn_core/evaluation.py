@@ -1,13 +1,16 @@
-"""Measurements of images: loss and score size per level, Fréchet distance, nearest neighbors."""
+"""Measurements of images: loss and score per level, Fréchet and kernel distance, neighbors."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
+from ncsn_core.features import Extractor, Inception, inception_score
 from ncsn_core.networks import DigitClassifier
 from ncsn_core.objectives import NoiseConditional, multilevel_denoising_score_matching
 
@@ -67,26 +70,196 @@ def level_statistics(
     return LevelStatistics(losses, norms)
 
 
-class DigitFeatures(nn.Module):
-    """A digit classifier's features in the form that torchmetrics expects of a FID network."""
+class GivenFeatures(nn.Module):
+    """The identity, in the form that torchmetrics expects of a network that computes features."""
 
-    def __init__(self, classifier: DigitClassifier) -> None:
+    def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.classifier = classifier
-        self.num_features = classifier.num_features
-        self.input_img_size = (1, 28, 28)
+        self.num_features = num_features
+        self.input_img_size = (num_features,)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier.features(x)
+        return x
+
+
+def frechet_distance(
+    features: Float[Tensor, "count features"], reference: Float[Tensor, "real features"]
+) -> float:
+    """Fréchet distance between Gaussian fits to two sets of features (Heusel et al. 2017).
+
+    d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½).  In Inception's features this is the FID of the
+    literature.  It is biased upward for few images, so compare only numbers of one count.  The
+    metric itself is torchmetrics'.
+
+    Raises:
+        ValueError: for fewer than two images in either set.
+    """
+    fewest = min(len(features), len(reference))
+    if fewest < 2:
+        raise ValueError(f"a covariance needs at least two images; got {fewest}")
+    metric = FrechetInceptionDistance(feature=GivenFeatures(features.shape[1]), normalize=True)
+    metric.update(reference.double().cpu(), real=True)
+    metric.update(features.double().cpu(), real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(
+    features: Float[Tensor, "count features"],
+    reference: Float[Tensor, "real features"],
+    *,
+    subsets: int = 100,
+    subset_size: int = 100,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """KID: squared maximum mean discrepancy of two sets of features (Bińkowski et al. 2018, §3).
+
+    The kernel is k(a, b) = (aᵀb/features + 1)³ and the estimate, on random subsets of both sets, is
+    unbiased: unlike the Fréchet distance its mean does not depend on the number of images, and it
+    may be slightly negative.  The metric itself is torchmetrics'.  It draws its subsets from
+    PyTorch's global generator, which is seeded here and put back as it was, so that the same
+    features give the same number.
+
+    Args:
+        features, reference: two sets.
+        subsets: how many pairs of subsets.
+        subset_size: images in each; at most as many as there are in the smaller set.
+        seed: of the subsets.
+
+    Returns:
+        Mean and standard deviation over the subsets.  The latter is the spread of an estimate from
+        `subset_size` images, not the error of the mean.
+
+    Raises:
+        ValueError: for a subset size below 2 or above the number of images, or no subsets.
+    """
+    smaller = min(len(features), len(reference))
+    if not 2 <= subset_size <= smaller:
+        raise ValueError(
+            f"subset_size must lie between 2 and the {smaller} images of the smaller set; "
+            f"got {subset_size}"
+        )
+    if subsets < 1:
+        raise ValueError(f"subsets must be at least 1; got {subsets}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
+        metric = KernelInceptionDistance(
+            feature=GivenFeatures(features.shape[1]), subsets=subsets, subset_size=subset_size
+        )
+    metric.update(reference.double().cpu(), real=True)
+    metric.update(features.double().cpu(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        mean, std = metric.compute()
+    return float(mean), float(std)
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far a set of images is from real ones; `dataclasses.asdict` gives what a manifest holds.
+
+    Attributes:
+        fid: `frechet_distance`.
+        kid, kid_std: `kernel_distance`, mean and standard deviation over subsets.
+        count, reference_count: images in the set, and real ones.
+        subset_size: images in a subset of the KID.
+        features: the name of the network whose features were compared.
+        inception_score, inception_score_std: `ncsn_core.features.inception_score`, for Inception.
+    """
+
+    fid: float
+    kid: float
+    kid_std: float
+    count: int
+    reference_count: int
+    subset_size: int
+    features: str
+    inception_score: float | None = None
+    inception_score_std: float | None = None
+
+
+def distances(
+    features: Float[Tensor, "count features"],
+    reference: Float[Tensor, "real features"],
+    extractor: Extractor,
+    *,
+    subset_size: int = 100,
+    seed: int = 0,
+) -> Distances:
+    """FID and KID of a set of features, and its Inception score when they are Inception's.
+
+    Args:
+        features: of the images, from the extractor.
+        reference: those of real images.
+        extractor: where both come from.
+        subset_size, seed: see `kernel_distance`.
+
+    Raises:
+        ValueError: as `frechet_distance`, `kernel_distance` and `inception_score`.
+    """
+    kid, kid_std = kernel_distance(features, reference, subset_size=subset_size, seed=seed)
+    score: tuple[float, float] | tuple[None, None] = (None, None)
+    if isinstance(extractor.network, Inception):
+        score = inception_score(extractor.network.logits(features))
+    return Distances(
+        fid=frechet_distance(features, reference),
+        kid=kid,
+        kid_std=kid_std,
+        count=len(features),
+        reference_count=len(reference),
+        subset_size=subset_size,
+        features=extractor.name,
+        inception_score=score[0],
+        inception_score_std=score[1],
+    )
+
+
+def measure(
+    sets: Mapping[str, Tensor],
+    reference: Tensor,
+    extractor: Extractor,
+    counts: Sequence[int],
+    *,
+    subset_size: int = 100,
+    seed: int = 0,
+) -> dict[int, dict[str, Distances]]:
+    """`distances` of several sets of images at each of several counts.
+
+    One set should be held-out real images: what they reach is the floor of a perfect sampler.  Two
+    counts show how much the FID depends on them: the paper selects its checkpoint by the FID of
+    1,000 samples and reports that of 50,000.
+
+    Args:
+        sets: images by name, uint8 or in [0, 1], [count, *shape]; the first ones are used.
+        reference: real images.
+        extractor: see `ncsn_core.features.load_extractor`.
+        counts: how many images of each set.
+        subset_size, seed: see `kernel_distance`; at most the smallest count.
+
+    Returns:
+        By count and name.
+
+    Raises:
+        ValueError: when a set has fewer images than a count, and as `distances`.
+    """
+    for name, images in sets.items():
+        if len(images) < max(counts):
+            raise ValueError(f"{name} has {len(images)} images; {max(counts)} are to be measured")
+    known = extractor(reference)
+    seen = {name: extractor(images[: max(counts)]) for name, images in sets.items()}
+    return {
+        n: {
+            name: distances(features[:n], known, extractor, subset_size=subset_size, seed=seed)
+            for name, features in seen.items()
+        }
+        for n in counts
+    }
 
 
 class FrechetDigitDistance:
-    """Fréchet distance (Heusel et al. 2017) between digit sets, in a digit classifier's features.
+    """Fréchet distance between sets of 28×28 gray images, in the features of a classifier of ours.
 
-    d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) between Gaussian fits to the features of two sets.
-    It is *not* the FID of the literature, whose features are Inception's; and, like FID, it is
-    biased upward for few images, so compare only numbers of one count.  The metric itself is
-    torchmetrics'.
+    The classifier is the digit classifier for digits and the Fashion-MNIST one for garments.  This
+    is *not* the FID of the literature, whose features are Inception's; see `frechet_distance`.
 
     Args:
         classifier: whose features are compared.
@@ -101,12 +274,8 @@ class FrechetDigitDistance:
         *,
         batch_size: int = 500,
     ) -> None:
-        device = next(classifier.parameters()).device
-        self.batch_size = batch_size
-        self.metric = FrechetInceptionDistance(
-            feature=DigitFeatures(classifier), reset_real_features=False, normalize=True
-        ).to(device)
-        self._update(reference, real=True)
+        self.extractor = Extractor("classifier", classifier, batch_size=batch_size)
+        self.reference = self.extractor(reference)
 
     def __call__(self, images: Float[Tensor, "count 1 28 28"]) -> float:
         """Distance of `images`, in [0, 1], from the reference.
@@ -116,14 +285,7 @@ class FrechetDigitDistance:
         """
         if len(images) < 2:
             raise ValueError(f"a covariance needs at least two images; got {len(images)}")
-        self.metric.reset()
-        self._update(images, real=False)
-        return float(self.metric.compute())
-
-    def _update(self, images: Tensor, *, real: bool) -> None:
-        device = self.metric.real_features_sum.device
-        for batch in images.split(self.batch_size):
-            self.metric.update(batch.to(device), real=real)
+        return frechet_distance(self.extractor(images), self.reference)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
-"""Many samples, batch by batch: seeded so that a batch never depends on the others."""
+"""Many samples, batch by batch: seeded so that a batch never depends on the others.
 
+With a folder, every batch goes to disk when it is finished, and an interrupted run is continued.
+"""
+
+import hashlib
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ncsn_core import checkpoints, provenance
+from ncsn_core.errors import CorruptFileError, NCSNError
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import State, annealed_langevin
@@ -22,6 +31,7 @@ def generate(
     epsilon: float = 2e-5,
     steps_per_level: int = 100,
     denoise: bool = False,
+    folder: Path | str | None = None,
     callback: Callable[[int, State], None] | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "count channel height width"]:
@@ -30,6 +40,10 @@ def generate(
     Batch b draws everything from (seed, b), so that drawing more samples later leaves the first
     full batches as they are.
 
+    With a `folder`, each batch is written there as soon as it is finished.  The same call again
+    reads the batches that it finds and draws the others: the samples are those of a run that was
+    never interrupted, bit for bit.  A larger `count` goes on where a smaller one stopped.
+
     Args:
         score: a noise-conditional score; its device is used.
         image_shape: channels, height, width.
@@ -37,7 +51,10 @@ def generate(
         seed: at least 0.
         batch_size: chains at a time.
         epsilon, steps_per_level, denoise: see `ncsn_core.samplers.annealed_langevin`.
-        callback: called with the index of the batch's first sample and the sampler's `State`.
+        folder: where the batches go; None keeps them in memory only.
+        callback: called with the index of the batch's first sample and the sampler's `State`, for
+            the batches that this call draws.  Those read from the folder are not observed: whoever
+            has to see every chain needs an empty folder or none.
         progress: show a bar over the network evaluations, with images a second.
 
     Returns:
@@ -45,23 +62,47 @@ def generate(
 
     Raises:
         ValueError: when `count` or `batch_size` is less than 1.
+        NCSNError: when the folder holds samples of other weights or settings, or something else.
+        CorruptFileError: when a batch in the folder was altered or cut short.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"count and batch_size must be at least 1; got {count} and {batch_size}")
     device = score.sigmas.device
     samples = torch.empty(count, *image_shape)
-    evaluations = -(-count // batch_size) * (len(score.sigmas) * steps_per_level)
-    with tqdm(total=evaluations, unit="step", desc="sampling", disable=not progress) as bar:
-        for batch, first in enumerate(range(0, count, batch_size)):
-            size = min(batch_size, count - first)
+    drawn = [(b, samples[b * batch_size :][:batch_size]) for b in range(-(-count // batch_size))]
+    if folder is not None:
+        folder = Path(folder).resolve()
+        _claim(
+            folder,
+            _settings(score)
+            | {
+                "image_shape": list(image_shape),
+                "seed": seed,
+                "batch_size": batch_size,
+                "epsilon": epsilon,
+                "steps_per_level": steps_per_level,
+                "denoise": denoise,
+            },
+        )
+        drawn = [(b, part) for b, part in drawn if not _read_batch(folder, b, part)]
+
+    evaluations = len(score.sigmas) * steps_per_level
+    began, updates = time.monotonic(), 0
+    total = len(drawn) * evaluations
+    with tqdm(total=total, unit="step", desc="sampling", disable=not progress) as bar:
+        for batch, part in drawn:
             generator = generator_for(seed, batch, device=device)
 
-            def observe(state: State, first: int = first) -> None:
+            def observe(state: State, first: int = batch * batch_size) -> None:
+                nonlocal updates
+                updates += len(state.x)
+                speed = updates / evaluations / max(time.monotonic() - began, 1e-9)
+                bar.set_postfix_str(f"{speed:.3g} images/s", refresh=False)
                 bar.update()
                 if callback is not None:
                     callback(first, state)
 
-            start = torch.rand(size, *image_shape, device=device, generator=generator)
+            start = torch.rand(part.shape, device=device, generator=generator)
             end = annealed_langevin(
                 score,
                 start,
@@ -72,8 +113,70 @@ def generate(
                 generator=generator,
                 callback=observe,
             )
-            samples[first : first + size] = end.cpu()
+            part.copy_(end)
+            if folder is not None:
+                checkpoints.save(
+                    _batch_folder(folder, batch, part), {"samples": {"x": part}}, kind="samples"
+                )
     return samples
+
+
+def _settings(score: NoiseConditionalScore) -> dict[str, Any]:
+    """What a score contributes to its samples."""
+    weights = hashlib.sha256()
+    for name, tensor in score.state_dict().items():
+        weights.update(f"{name} {provenance.tensor_sha256(tensor.float())}".encode())
+    return {
+        "weights": weights.hexdigest(),
+        "score": type(score).__name__,
+        "conditional": score.conditional,
+        "sigmas": score.sigmas.tolist(),
+        "autocast": str(score.autocast),
+        "device": score.sigmas.device.type,  # its random numbers differ from another's
+    }
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into a new folder; compare them with those in an old one."""
+    if not (folder / checkpoints.MANIFEST).is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise NCSNError(
+                f"{folder} holds something else than samples. Choose an empty or a new folder"
+            )
+        checkpoints.save(folder, {}, kind="samples", config=settings)
+        return
+    found = checkpoints.load(folder)
+    if found.kind != "samples":
+        raise NCSNError(
+            f"{folder} holds a record of kind {found.kind!r} and no samples. Choose another folder"
+        )
+    changed = sorted(k for k in settings if found.config.get(k) != settings[k])
+    if changed:
+        raise NCSNError(
+            f"{folder} holds samples of other settings ({', '.join(changed)} differ). "
+            f"Choose another folder, or delete that one"
+        )
+
+
+def _batch_folder(folder: Path, batch: int, part: Tensor) -> Path:
+    """Its size belongs to the name: a batch cut short by `count` is no prefix of the whole one."""
+    return folder / f"batch_{batch:05d}_of_{len(part)}"
+
+
+def _read_batch(folder: Path, batch: int, part: Tensor) -> bool:
+    """Fill `part` from disk; False when the batch is not there."""
+    place = _batch_folder(folder, batch, part)
+    if not (place / checkpoints.MANIFEST).is_file():
+        return False
+    try:
+        x = checkpoints.load(place).tensors("samples")["x"]
+    except (NCSNError, KeyError) as error:
+        raise CorruptFileError(
+            f"{place} holds a damaged batch of samples. Delete that folder and run again: "
+            f"the batch is then drawn anew"
+        ) from error
+    part.copy_(x)
+    return True
 
 
 class Recorder:

@@ -6,12 +6,18 @@ import torch
 from scores import without_type_checks
 
 from ncsn_core.evaluation import (
+    Distances,
     FrechetDigitDistance,
     accuracy,
     dark_pixels,
+    distances,
+    frechet_distance,
+    kernel_distance,
     level_statistics,
+    measure,
     nearest_neighbors,
 )
+from ncsn_core.features import Extractor
 from ncsn_core.networks import DigitClassifier
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
@@ -144,6 +150,107 @@ def test_a_covariance_needs_two_images(classifier, digits, count):
     distance = FrechetDigitDistance(classifier, digits[:100])
     with pytest.raises(ValueError, match=f"at least two images; got {count}"):
         distance(digits[:count])
+
+
+# --- kernel distance ---------------------------------------------------------------------------
+
+
+def mmd(a, b):
+    """Unbiased squared maximum mean discrepancy under (aᵀb/d + 1)³, by its double sums."""
+
+    def kernel(x, y):
+        return (x @ y / len(x) + 1) ** 3
+
+    a, b = a.double().numpy(), b.double().numpy()
+    n = len(a)
+    within = sum(
+        kernel(s[i], s[j]) for s in (a, b) for i in range(n) for j in range(n) if i != j
+    ) / (n * (n - 1))
+    return within - 2 * sum(kernel(x, y) for x in a for y in b) / n**2
+
+
+def test_kernel_distance_is_its_formula():
+    """A subset of all images is all of them, in another order."""
+    a, b = torch.randn(30, 5), torch.randn(30, 5) + 0.5
+    mean, std = kernel_distance(a, b, subsets=3, subset_size=30)
+    assert mean == pytest.approx(mmd(a, b), rel=1e-9)
+    assert std == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_of_subsets_is_the_mean_of_theirs():
+    a, b = torch.randn(12, 3), torch.randn(15, 3)
+    mean, std = kernel_distance(a, b, subsets=4, subset_size=6, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    values = []
+    for _ in range(4):  # torchmetrics draws from the reference first
+        real = b[torch.randperm(15, generator=generator)[:6]]
+        values.append(mmd(a[torch.randperm(12, generator=generator)[:6]], real))
+    assert mean == pytest.approx(np.mean(values), rel=1e-9)
+    assert std == pytest.approx(np.std(values), rel=1e-9)
+
+
+def test_kernel_distance_does_not_depend_on_the_count_and_the_frechet_distance_does():
+    """Two samples of one distribution: the KID is about zero at each count, the FID is not."""
+    a, b = torch.randn(2000, 16), torch.randn(4000, 16)
+    few, many = (
+        [
+            frechet_distance(a[:n], b),
+            kernel_distance(a[:n], b, subset_size=n // 2, subsets=20)[0],
+        ]
+        for n in (100, 2000)
+    )
+    assert few[0] > 5 * many[0] > 0
+    spread = kernel_distance(a[:100], b, subset_size=50)[1]
+    assert abs(few[1]) < 2 * spread
+    assert abs(many[1]) < 2 * spread
+    assert kernel_distance(a[:100] + 1, b, subset_size=50)[0] > 4 * spread
+
+
+def test_kernel_distance_is_repeatable_and_leaves_the_global_generator_alone():
+    a, b = torch.randn(50, 4), torch.randn(60, 4)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = kernel_distance(a, b, subset_size=10)
+    assert torch.equal(torch.rand(3), expected)
+    assert kernel_distance(a, b, subset_size=10) == first
+    assert kernel_distance(a, b, subset_size=10, seed=1) != first
+
+
+@pytest.mark.parametrize("size", [0, 1, 31])
+def test_subsets_that_cannot_be_drawn_are_refused(size):
+    with pytest.raises(ValueError, match=f"between 2 and the 30 images .*; got {size}"):
+        kernel_distance(torch.randn(30, 4), torch.randn(40, 4), subset_size=size)
+    with pytest.raises(ValueError, match="subsets must be at least 1"):
+        kernel_distance(torch.randn(30, 4), torch.randn(40, 4), subset_size=5, subsets=0)
+
+
+def test_numbers_come_with_what_they_were_measured_on(classifier, digits):
+    extractor = Extractor("some classifier", classifier)
+    sets = {"held out": digits[400:], "noise": torch.rand(300, 1, 28, 28)}
+    got = measure(sets, digits[:400], extractor, (100, 200), subset_size=50)
+    reference, seen = extractor(digits[:400]), extractor(digits[400:])
+    kid, kid_std = kernel_distance(seen, reference, subset_size=50)
+    assert got[200]["held out"] == Distances(
+        fid=FrechetDigitDistance(classifier, digits[:400])(digits[400:]),
+        kid=kid,
+        kid_std=kid_std,
+        count=200,
+        reference_count=400,
+        subset_size=50,
+        features="some classifier",
+    )
+    assert got[100]["held out"] == distances(seen[:100], reference, extractor, subset_size=50)
+    for n in (100, 200):
+        assert got[n]["noise"].fid > 10 * got[n]["held out"].fid
+        assert got[n]["noise"].kid > 10 * got[n]["held out"].kid
+    # The FID of real images shrinks with their number, though all come from one distribution.
+    assert got[100]["held out"].fid > 1.2 * got[200]["held out"].fid
+
+
+def test_a_set_with_too_few_images_is_named(classifier, digits):
+    with pytest.raises(ValueError, match="few has 3 images; 10 are to be measured"):
+        measure({"few": digits[:3]}, digits, Extractor("c", classifier), (5, 10), subset_size=2)
 
 
 # --- the classifier, and pixels ----------------------------------------------------------------

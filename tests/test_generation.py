@@ -1,8 +1,12 @@
 """Drawing many samples in batches."""
 
+import shutil
+
 import pytest
 import torch
 
+from ncsn_core import checkpoints
+from ncsn_core.errors import CorruptFileError, NCSNError
 from ncsn_core.generation import generate
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
@@ -79,9 +83,125 @@ def test_progress_bar_counts_the_evaluations(score, capsys):
     shown = capsys.readouterr().err
     assert "sampling" in shown
     assert "18/18" in shown
+    assert "images/s" in shown
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"count": -1}, {"batch_size": 0}])
 def test_counts_below_one_are_refused(score, options):
     with pytest.raises(ValueError, match="at least 1"):
         draw(score, **options)
+
+
+# --- streaming to a folder ---------------------------------------------------------------------
+
+
+class Interruption(Exception):
+    """Stands for a machine that goes away."""
+
+
+def stop_at(sample, level):
+    def callback(first, state):
+        if (first, state.level) == (sample, level):
+            raise Interruption
+
+    return callback
+
+
+def test_a_folder_changes_no_sample(score, tmp_path):
+    assert torch.equal(draw(score, count=5, folder=tmp_path / "new" / "folder"), draw(score, 5))
+
+
+def test_an_interrupted_run_goes_on_and_ends_like_an_undisturbed_one(score, tmp_path):
+    with pytest.raises(Interruption):
+        draw(score, count=7, folder=tmp_path, callback=stop_at(4, level=1))
+    score.network.images = 0
+    resumed = draw(score, count=7, folder=tmp_path)
+    assert score.network.images == 3 * 9  # the third batch again, and the fourth
+    assert torch.equal(resumed, draw(score, count=7))
+
+
+def test_each_batch_is_on_disk_before_the_next_begins(score, tmp_path):
+    stored = {}
+
+    def look(first, state):
+        stored.setdefault(first, len(list(tmp_path.glob("batch_*"))))
+
+    draw(score, count=5, folder=tmp_path, callback=look)
+    assert stored == {0: 0, 2: 1, 4: 2}
+
+
+def test_a_finished_folder_is_read_without_an_evaluation(score, tmp_path, capsys):
+    first = draw(score, count=5, folder=tmp_path)
+    score.network.images = 0
+    observed = []
+    again = draw(
+        score, 5, folder=tmp_path, progress=True, callback=lambda *seen: observed.append(seen)
+    )
+    assert torch.equal(first, again)
+    assert score.network.images == 0
+    assert observed == []
+
+
+def test_more_samples_keep_the_full_batches_of_a_folder(score, tmp_path):
+    draw(score, count=5, folder=tmp_path)
+    score.network.images = 0
+    more = draw(score, count=8, folder=tmp_path)
+    assert score.network.images == 4 * 9  # not the first two batches; the third had one chain
+    assert torch.equal(more, draw(score, count=8))
+    assert torch.equal(draw(score, count=5, folder=tmp_path), draw(score, count=5))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"epsilon": 1e-3},
+        {"steps_per_level": 2},
+        {"denoise": True},
+        {"batch_size": 3},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_folder_of_other_settings_is_refused(score, tmp_path, changes):
+    draw(score, folder=tmp_path)
+    score.network.images = 0
+    with pytest.raises(NCSNError, match=rf"other settings \({next(iter(changes))} differ\)"):
+        draw(score, folder=tmp_path, **changes)
+    assert score.network.images == 0
+    assert torch.equal(draw(score, folder=tmp_path), draw(score))
+
+
+def test_a_folder_of_other_weights_or_another_ladder_is_refused(score, tmp_path):
+    class Scaled(PointMass):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+    draw(NoiseConditionalScore(Scaled(1.0), SIGMAS).requires_grad_(False), folder=tmp_path)
+    other = NoiseConditionalScore(Scaled(1.5), SIGMAS).requires_grad_(False)
+    with pytest.raises(NCSNError, match=r"\(weights differ\)"):
+        draw(other, folder=tmp_path)
+    ladder = NoiseConditionalScore(Scaled(1.0), SIGMAS * 2).requires_grad_(False)
+    with pytest.raises(NCSNError, match=r"\(sigmas differ\)"):
+        draw(ladder, folder=tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(score, record, tmp_path):
+    with pytest.raises(NCSNError, match="kind 'ncsn' and no samples"):
+        draw(score, folder=record.folder)
+    checkpoints.load(record.folder).tensors()
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.pdf").write_bytes(b"x")
+    with pytest.raises(NCSNError, match="something else than samples"):
+        draw(score, folder=tmp_path / "papers")
+
+
+def test_a_damaged_batch_is_named_and_can_be_drawn_again(score, tmp_path):
+    draw(score, folder=tmp_path)
+    place = tmp_path / "batch_00001_of_2"
+    (file,) = place.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CorruptFileError, match="batch_00001_of_2 holds a damaged batch"):
+        draw(score, folder=tmp_path)
+    shutil.rmtree(place)
+    assert torch.equal(draw(score, folder=tmp_path), draw(score))
