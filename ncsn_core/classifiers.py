@@ -1,4 +1,4 @@
-"""Training the digit classifier: a few minutes on a CPU, so in one go and without resume."""
+"""Training a classifier of digits or garments: minutes on a CPU, so in one go, without resume."""
 
 import math
 import time
@@ -30,6 +30,7 @@ def train_classifier(
     seed: int = 0,
     train_images: int | None = None,
     device: str = "cpu",
+    download: bool = False,
     progress: bool = True,
 ) -> Record:
     """Train a `DigitClassifier` with Adam, a cosine rate and shifts of up to two pixels.
@@ -40,6 +41,7 @@ def train_classifier(
         epochs, batch_size, learning_rate, seed: the usual.
         train_images: use the first so many images; all when None.
         device: where to train.
+        download: fetch a data set that is not on this machine.
         progress: show a bar.
 
     Returns:
@@ -47,8 +49,9 @@ def train_classifier(
 
     Raises:
         NonFiniteLossError: when training diverged; nothing is written.
+        NCSNError: when the data set is of another kind or not there, see `ncsn_core.data`.
     """
-    images = load_images(dataset, device=device)[:train_images]
+    images = load_images(dataset, device=device, download=download)[:train_images]
     labels = load_labels(dataset)[:train_images].to(device)
     torch.manual_seed(seed)
     network = DigitClassifier().to(device)
@@ -58,7 +61,7 @@ def train_classifier(
     history: dict[str, list[Any]] = {"step": [], "loss": []}
     began = time.monotonic()
 
-    with tqdm(total=steps, unit="step", desc="digit classifier", disable=not progress) as bar:
+    with tqdm(total=steps, unit="step", desc=f"{dataset} classifier", disable=not progress) as bar:
         for epoch in range(epochs):
             generator = generator_for(seed, epoch)
             order = torch.randperm(len(images), generator=generator).to(device)

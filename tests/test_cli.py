@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ncsn_core import checkpoints, cli
 from ncsn_core.config import presets, profiles
+from ncsn_core.features import Extractor, Inception
 
 TINY = ["--set", "steps=2", "--set", "log_every=1", "--set", "checkpoint_every=1"]
 TINY += ["--set", "train_images=16", "--set", "batch_size=4"]
@@ -74,6 +76,163 @@ def test_sampling_writes_an_image(ncsn, tiny_run, tmp_path):
     assert code == 0, err
     with Image.open(out) as image:
         assert image.size == (2 * 30 + 2, 2 * 30 + 2)
+
+
+# --- evaluate ----------------------------------------------------------------------------------
+
+
+def table(out):
+    """`{count: {set: FID}}` from what `ncsn evaluate` prints."""
+    found, rows = {}, {}
+    for line in out.splitlines():
+        if "images each" in line:
+            rows = found.setdefault(int(line.split()[0]), {})
+        elif line.startswith("  "):
+            rows[line[2:17].strip()] = float(line[17:].split()[0])
+    return found
+
+
+def test_evaluation_prints_two_counts_floors_and_features_and_resumes(ncsn, tiny_run, tmp_path):
+    arguments = ("evaluate", tiny_run, "--count", 20, "--device", "cpu", "--folder")
+    code, out, err = ncsn(*arguments, tmp_path / "samples")
+    assert code == 0, err
+    assert "20 samples in" in out
+    assert "2,000 training images, features of digit_classifier" in out
+    found = table(out)
+    assert list(found) == [10, 20]
+    for row in found.values():
+        assert list(row) == ["held-out images", "samples", "uniform noise"]
+        assert row["held-out images"] < min(row["samples"], row["uniform noise"])
+    assert found[10]["held-out images"] > found[20]["held-out images"]
+
+    (kept,) = (tmp_path / "samples").glob("batch_*")
+    before = (kept / "manifest.json").stat().st_mtime_ns
+    code, again, _ = ncsn(*arguments, tmp_path / "samples")
+    assert code == 0
+    assert again == out
+    assert (kept / "manifest.json").stat().st_mtime_ns == before
+    code, _, err = ncsn(*arguments, tmp_path / "samples", "--seed", 1)
+    assert code == 1
+    assert "(seed differ)" in err
+
+
+def test_samples_go_to_a_folder_of_runs_by_default(ncsn, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = ncsn("evaluate", tiny_run, "--count", 4, "--device", "cpu")
+    assert code == 0, err
+    (kept,) = (tmp_path / "runs").glob("samples-run-*-smoke-2e-05-0")
+    assert checkpoints.load(kept).kind == "samples"
+
+
+class SmallInception(Inception):
+    """Inception with 8 features and 10 classes: the real one needs minutes here."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 8, 8, stride=8)
+        self.network = torch.nn.Module()
+        self.network.fc = torch.nn.Linear(8, 10)
+
+    def features(self, x):
+        return self.convolution(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("preset", "trained_on"), [("cifar10", 20), ("celeba", 12)])
+def test_color_from_its_files_to_its_numbers(
+    ncsn, tmp_path, monkeypatch, request, preset, trained_on
+):
+    """Train, continue, sample and evaluate on files in the data set's own format."""
+    from PIL import Image
+
+    request.getfixturevalue(preset)  # writes the files into tmp_path
+    monkeypatch.setenv("NCSN_DATA", str(tmp_path))
+    asked = []
+
+    def extractor(*arguments, **options):
+        asked.append((arguments[0], options))
+        return Extractor("small inception", SmallInception())
+
+    monkeypatch.setattr(cli, "load_extractor", extractor)
+    run = tmp_path / "run"
+    tiny = ["--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2"]
+    for steps in (1, 2):
+        arguments = ("train", preset, "--folder", run, "--device", "cpu", *tiny)
+        code, out, err = ncsn(*arguments, "--set", f"steps={steps}")
+        assert code == 0, err
+        assert f"{steps} of {steps} steps" in out
+    record = checkpoints.load(run)
+    assert record.config["dataset"] == preset
+    assert record.config["channels"] == 4
+    assert record.provenance["images"] == trained_on
+
+    out = tmp_path / "grid.png"
+    code, _, err = ncsn("sample", run, "--count", 4, "--steps", 1, "--out", out, "--device", "cpu")
+    assert code == 0, err
+    with Image.open(out) as image:
+        assert (image.mode, image.size) == ("RGB", (2 * 34 + 2, 2 * 34 + 2))
+
+    arguments = ("evaluate", run, "--count", 20, "--folder", tmp_path / "samples")
+    arguments += ("--inception-weights", tmp_path / "weights.pth", "--device", "cpu")
+    code, out, err = ncsn(*arguments)
+    assert code == 0, err
+    options = {"weights": tmp_path / "weights.pth", "download": False}
+    assert asked == [(preset, options)]
+    assert f"{trained_on} training images, features of small inception" in out
+    assert out.count("Inception score") == 6
+    found = table(out)
+    assert list(found) == [10, 20]
+    kept = checkpoints.load(tmp_path / "samples" / "batch_00000_of_20").tensors("samples")["x"]
+    assert kept.shape == (20, 3, 32, 32)
+
+
+def test_color_without_inception_weights_says_so_before_sampling(
+    ncsn, tmp_path, monkeypatch, cifar10
+):
+    monkeypatch.setenv("NCSN_DATA", str(cifar10.root))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
+    run = tmp_path / "run"
+    code, _, err = ncsn(
+        "train", "cifar10", "--folder", run, "--device", "cpu", "--set", "steps=1",
+        "--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2",
+    )  # fmt: skip
+    assert code == 0, err
+    code, _, err = ncsn("evaluate", run, "--folder", tmp_path / "samples", "--device", "cpu")
+    assert code == 1
+    assert "--inception-weights" in err
+    assert not (tmp_path / "samples").exists()
+
+
+def test_garments_are_compared_in_their_classifiers_features(
+    ncsn, tmp_path, monkeypatch, fashion_mnist
+):
+    monkeypatch.setenv("NCSN_DATA", str(fashion_mnist.root))
+    run = tmp_path / "run"
+    code, _, err = ncsn(
+        "train", "fashion_mnist", "--folder", run, "--device", "cpu", "--set", "steps=1",
+        "--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2",
+    )  # fmt: skip
+    assert code == 0, err
+    arguments = ("evaluate", run, "--count", 4, "--device", "cpu", "--folder", tmp_path / "s")
+    code, out, err = ncsn(*arguments)
+    assert code == 0, err
+    assert "features of fashion_classifier" in out
+
+
+def test_a_classifier_of_garments(ncsn, tmp_path, monkeypatch, fashion_mnist):
+    monkeypatch.setenv("NCSN_DATA", str(fashion_mnist.root))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ncsn(
+        "train-classifier", "--dataset", "fashion_mnist", "--epochs", 1, "--device", "cpu"
+    )
+    assert code == 0, err
+    assert "test accuracy" in out
+    record = checkpoints.load(tmp_path / "runs" / "fashion_classifier")
+    assert record.config["dataset"] == "fashion_mnist"
+    assert record.config["train_images"] == len(fashion_mnist.images["train"])
+
+
+# --- export and the list of models -------------------------------------------------------------
 
 
 def test_export_ships_the_weights_and_not_the_training_state(ncsn, tiny_run, tmp_path):

@@ -29,7 +29,8 @@ def card(record: Record) -> str:
         rows["precision"] = provenance["precision"]
     else:
         parameters = count_parameters(record.classifier().requires_grad_(True))
-        rows["network"] = f"digit classifier, {parameters:,} parameters"
+        kind = {"mnist": "digit classifier", "fashion_mnist": "Fashion-MNIST classifier"}
+        rows["network"] = f"{kind[config['dataset']]}, {parameters:,} parameters"
         rows["training"] = (
             f"{config['epochs']} epochs of {config['train_images']:,} images, "
             f"{config['batch_size']} at a time; Adam, {config['learning_rate']:g}, cosine"
