@@ -57,9 +57,10 @@ def results_card(record: Record, bundles: list[Record]) -> str:
     """
     if not bundles:
         raise ValueError(f"{record.name} has no results bundles yet")
-    header = ["Fréchet digit distance of", *[f"ε = {b.metrics['epsilon']:g}" for b in bundles]]
+    header = ["Fréchet distance of", *[f"ε = {b.metrics['epsilon']:g}" for b in bundles]]
+    digits = "held_out_digits" in bundles[0].metrics["fid"]
     names = {
-        "held_out_digits": "held-out digits (floor)",
+        "held_out_digits" if digits else "held_out_images": "held-out images (floor)",
         "denoised": "samples, after the final denoising step",
         "samples": "samples",
         "uniform_noise": "uniform noise (start of the chains)",
