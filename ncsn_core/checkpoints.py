@@ -316,8 +316,18 @@ def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manife
     return Record(folder, content)
 
 
-def export(record: Record, folder: Path | str, **changes: Any) -> Record:
-    """Copy a record without its training state, as it is shipped; `changes` update the manifest."""
+def export(record: Record, folder: Path | str, *, half: bool = False, **changes: Any) -> Record:
+    """Copy a record without its training state, as it is shipped.
+
+    Args:
+        record: any record.
+        folder: where the copy goes.
+        half: keep the weights in float16, at half the size.  They are read as float32 again, rounded
+            to about three digits.
+        changes: update the manifest.
+    """
     manifest = {k: v for k, v in record.manifest.items() if k not in ("format", "files")}
     parts = {part: record.tensors(part) for part in record.manifest["files"] if part != "state"}
+    if half:
+        parts["weights"] = {k: t.half() for k, t in parts["weights"].items()}
     return save(folder, parts, **{**manifest, **changes})

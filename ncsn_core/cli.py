@@ -303,7 +303,8 @@ def readable(images: torch.Tensor) -> torch.Tensor:
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
-def export(run: Path, destination: Path) -> None:
+@click.option("--half", is_flag=True, help="Keep the weights in float16, at half the size.")
+def export(run: Path, destination: Path, half: bool) -> None:
     """Copy a RUN to DESTINATION as it is shipped: the averaged weights, without training state.
 
     \b
@@ -313,9 +314,8 @@ def export(run: Path, destination: Path) -> None:
     record = checkpoints.load(run)
     if destination.resolve() == record.folder.resolve():
         raise NCSNError("a run cannot be exported onto itself: it would lose its training state")
-    size = sum(
-        f["bytes"] for f in checkpoints.export(record, destination).manifest["files"].values()
-    )
+    exported = checkpoints.export(record, destination, half=half)
+    size = sum(f["bytes"] for f in exported.manifest["files"].values())
     click.echo(f"{record.name}: {size / 2**20:.1f} MiB in {destination}")
 
 

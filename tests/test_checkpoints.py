@@ -329,6 +329,18 @@ def test_export_leaves_the_training_state_out(record, tmp_path):
     assert "state" in checkpoints.load(record.folder).manifest["files"]  # the original stays
 
 
+def test_export_in_half_precision(record, tmp_path):
+    half = checkpoints.export(record, tmp_path / "half", half=True)
+    for name, weights in record.tensors().items():
+        kept = half.tensors()[name]
+        assert kept.dtype == torch.float16
+        torch.testing.assert_close(kept.float(), weights, rtol=1e-3, atol=1e-4)
+    score = half.score()
+    assert all(p.dtype == torch.float32 for p in score.parameters())
+    x, sigma = torch.rand(2, 1, 28, 28), score.sigmas[:2]
+    torch.testing.assert_close(score(x, sigma), record.score()(x, sigma), rtol=0.02, atol=0.05)
+
+
 def save_bundle(record, name, weights_sha256):
     return checkpoints.save(
         record.folder / "bundles" / name,

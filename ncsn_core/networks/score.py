@@ -71,8 +71,8 @@ class EnergyScore(NoiseConditionalScore):
     """s_θ(x, σ) = −∇ₓ E_θ(x, σ) with E_θ(x, σ) = σ²/2 · ‖f_θ(x, σ)‖²: a score that is a gradient.
 
     A plain network's output need not be the gradient of anything.  This one is, at the price of a
-    backward pass for each evaluation and of a second one to train.  The form of E follows Salimans
-    & Ho (2021).  For one data point μ it is exact: with f = −(x − μ)/σ², the score of N(μ, σ²I),
+    backward pass for each evaluation and of a second one to train; Salimans & Ho (2021) compare
+    the two.  For one data point μ this E is exact: with f = −(x − μ)/σ², the score of N(μ, σ²I),
     E is the negative log-density and −∇E is f again.
 
     Args as for `NoiseConditionalScore`, with f_θ for the network.
