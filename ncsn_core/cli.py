@@ -33,6 +33,8 @@ def cli() -> None:
         ncsn train cifar10 --profile gpu --download
     How good is it?
         ncsn evaluate runs/mnist-cpu-0 --profile cpu
+    Bring a checkpoint of the authors' code:
+        ncsn convert checkpoint.pth runs/official --preset cifar10
     Build the book, from a checkout:
         ncsn book build
     """

@@ -30,6 +30,25 @@ def test_a_card_names_origin_and_hashes(name):
     assert record.provenance["commit"] in text
 
 
+def test_several_cards_stand_side_by_side():
+    names = checkpoints.available("classifier")
+    lines = card(*[checkpoints.load(name) for name in names]).splitlines()
+    assert lines[0] == f"|  | {' | '.join(names)} |"
+    data = next(line for line in lines if line.startswith("| data |"))
+    assert data == "| data | mnist | fashion_mnist |"
+
+
+def test_a_card_says_what_sets_a_variant_apart(record):
+    manifest = record.manifest | {
+        "step": 3,
+        "config": record.config | {"parametrization": "energy", "objective": "sliced"},
+        "provenance": checkpoints.load("mnist").provenance,
+    }
+    text = card(checkpoints.Record(record.folder, manifest))
+    assert "parameters; the gradient of an energy |" in text
+    assert "sliced, 3 steps" in text
+
+
 def test_results_need_a_bundle():
     with pytest.raises(ValueError, match="no results bundles"):
         results_card(checkpoints.load(NCSN[0]), [])

@@ -5,48 +5,63 @@ from ncsn_core.checkpoints import Record
 from ncsn_core.networks import count_parameters
 
 
-def card(record: Record) -> str:
-    """A Markdown table of a checkpoint's origin, read from its manifest and nothing else."""
-    provenance = record.provenance
-    config = record.config
-    rows = {}
+def card(*records: Record) -> str:
+    """A Markdown table of the origin of one or more checkpoints of a kind, side by side.
+
+    Everything is read from their manifests and nothing else.
+    """
+    columns = [_facts(record) for record in records]
+    names = list(dict.fromkeys(name for facts in columns for name in facts))
+    rows = [[name, *[facts.get(name, "") for facts in columns]] for name in names]
+    return markdown_table(["", *[record.name for record in records]], rows)
+
+
+def _facts(record: Record) -> dict[str, str]:
+    provenance, config = record.provenance, record.config
+    facts = {}
     if record.kind == "ncsn":
         parameters = count_parameters(record.score().requires_grad_(True))
-        rows["network"] = f"RefineNet, {config['channels']} channels, {parameters:,} parameters"
-        rows["noise levels"] = (
+        facts["network"] = (
+            f"RefineNet, {config['channels']} channels, {parameters:,} parameters{_variant(config)}"
+        )
+        facts["noise levels"] = (
             f"{config['levels']}, from {config['sigma_first']:g} to {config['sigma_last']:g}"
         )
-        rows["profile"] = f"`{config['profile']}` of preset `{config['preset']}`"
-        rows["training"] = (
-            f"{record.manifest['step']:,} steps of {config['batch_size']} images; Adam, "
-            f"{config['learning_rate']:g}, {config['rate_schedule']}; {_averaging(config)}"
+        facts["profile"] = f"`{config['profile']}` of preset `{config['preset']}`"
+        objective = config.get("objective", "denoising")
+        facts["training"] = (
+            f"{objective}, {record.manifest['step']:,} steps of {config['batch_size']} images; "
+            f"Adam, {config['learning_rate']:g}, {config['rate_schedule']}; {_averaging(config)}"
         )
         if len(provenance["plans"]) > 1:
-            rows["planned"] = _plan(provenance["plans"])
+            facts["planned"] = _plan(provenance["plans"])
         if "started_from" in provenance:
-            rows["started from"] = _start(provenance["started_from"])
-        rows["data"] = f"{config['dataset']}, {provenance['images']:,} training images"
-        rows["precision"] = provenance["precision"]
+            facts["started from"] = _start(provenance["started_from"])
+        size = config["image_size"]
+        facts["data"] = (
+            f"{config['dataset']}, {provenance['images']:,} training images of {size} × {size}"
+        )
+        facts["precision"] = provenance["precision"]
     else:
         parameters = count_parameters(record.classifier().requires_grad_(True))
         kind = {"mnist": "digit classifier", "fashion_mnist": "Fashion-MNIST classifier"}
-        rows["network"] = f"{kind[config['dataset']]}, {parameters:,} parameters"
-        rows["training"] = (
+        facts["network"] = f"{kind[config['dataset']]}, {parameters:,} parameters"
+        facts["training"] = (
             f"{config['epochs']} epochs of {config['train_images']:,} images, "
             f"{config['batch_size']} at a time; Adam, {config['learning_rate']:g}, cosine"
         )
-        rows["data"] = config["dataset"]
-        rows["test accuracy"] = (
+        facts["data"] = config["dataset"]
+        facts["test accuracy"] = (
             f"{record.metrics['test_accuracy']:.2%} of {record.metrics['test_images']:,}"
         )
-    rows["device"] = provenance["device"]
-    rows["time"] = _duration(provenance["seconds"])
-    rows["seed"] = str(provenance["seed"])
-    rows["commit"] = provenance["commit"]
-    rows["versions"] = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())
-    rows["data SHA-256"] = f"`{provenance['data_sha256'][:16]}…`"
-    rows["weights SHA-256"] = f"`{record.weights_sha256[:16]}…`"
-    return markdown_table(["", record.name], [[name, value] for name, value in rows.items()])
+    facts["device"] = provenance["device"]
+    facts["time"] = _duration(provenance["seconds"])
+    facts["seed"] = str(provenance["seed"])
+    facts["commit"] = provenance["commit"]
+    facts["versions"] = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())
+    facts["data SHA-256"] = f"`{provenance['data_sha256'][:16]}…`"
+    facts["weights SHA-256"] = f"`{record.weights_sha256[:16]}…`"
+    return facts
 
 
 def results_card(record: Record, bundles: list[Record]) -> str:
@@ -75,6 +90,18 @@ def results_card(record: Record, bundles: list[Record]) -> str:
     rows.append(["device", *[b.provenance["device"] for b in bundles]])
     rows.append(["time", *[_duration(b.provenance["seconds"]) for b in bundles]])
     return markdown_table(header, rows)
+
+
+def _variant(config: dict) -> str:
+    """What sets a network apart from the paper's, to follow a comma."""
+    parts = []
+    if not config.get("conditional", True):
+        parts.append("not told the noise level")
+    if config.get("parametrization") == "energy":
+        parts.append("the gradient of an energy")
+    if not config["keep_means"]:
+        parts.append("plain instance normalization")
+    return "".join(f"; {part}" for part in parts)
 
 
 def _averaging(config: dict) -> str:
