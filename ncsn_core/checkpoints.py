@@ -322,8 +322,8 @@ def export(record: Record, folder: Path | str, *, half: bool = False, **changes:
     Args:
         record: any record.
         folder: where the copy goes.
-        half: keep the weights in float16, at half the size.  They are read as float32 again, rounded
-            to about three digits.
+        half: keep the weights in float16, at half the size.  They are read as float32 again,
+            rounded to about three digits.
         changes: update the manifest.
     """
     manifest = {k: v for k, v in record.manifest.items() if k not in ("format", "files")}

@@ -1,5 +1,6 @@
 """The ledger of claims: reading it, judging a measurement, and collecting verdicts."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -127,8 +128,9 @@ def row(**changes):
         ([row(accept={"most": 1})], "unknown most; accepted are max, min"),
         ([row(band=1)], "unknown band"),
         ([row(kind="rumor")], "kind is one of paper, derived"),
-        ([row(expected="maybe")], "expected is holds or fails"),
-        ([row(expected="fails")], "say what was learnt in a note"),
+        ([row(expected="maybe")], "expected is holds, fails or not measured"),
+        ([row(expected="fails")], "say why in a note"),
+        ([row(expected="not measured")], "say why in a note"),
         ([row(parts={"a": {"metric": "m", "accept": {"max": 1}}})], "inside each of them"),
         ([row(metric=None, accept=None, paper_value=None, parts={})], "parts maps the name"),
     ],
@@ -319,6 +321,15 @@ def test_a_claim_expected_to_fail_is_no_regression(ledger):
     assert "holds (expected: fails)" in scorecard.render([holding])
 
 
+def test_a_claim_that_cannot_be_measured_is_not_forgotten(ledger):
+    measurement = dataclasses.replace(ledger[1].parts[""], expected="not measured")
+    claim = dataclasses.replace(ledger[1], parts={"": measurement})
+    (unmeasured,) = scorecard.rows({1: claim}, [], {"01_first"})
+    assert unmeasured.status == "not measured"
+    assert not unmeasured.forgotten
+    assert not unmeasured.regressed
+
+
 def test_one_part_of_a_claim_may_be_expected_to_fail(tmp_path):
     path = tmp_path / "claims.yml"
     known = LEDGER.replace("accept: {max: 10}}", "accept: {max: 10}, expected: fails}").replace(
@@ -330,7 +341,7 @@ def test_one_part_of_a_claim_may_be_expected_to_fail(tmp_path):
     table = scorecard.rows({2: ledger[2]}, verdicts, {"02_second"})
     assert [(r.status, r.regressed) for r in table] == [("fails", False), ("fails", True)]
     path.write_text(known.replace("  note: what was learnt\n", ""))
-    with pytest.raises(books.LedgerError, match="what was learnt in a note"):
+    with pytest.raises(books.LedgerError, match="say why in a note"):
         books.load_ledger(path)
 
 

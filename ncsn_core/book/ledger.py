@@ -48,7 +48,8 @@ class Band:
 class Measurement:
     """One number that decides a claim: what it is, the paper's value and the accepted band.
 
-    `expected` says whether it is known to fall outside of the band: "holds" or "fails".
+    `expected` is "holds"; "fails" where it is known to fall outside of the band; or "not measured"
+    where it cannot be measured here.
     """
 
     metric: str
@@ -133,8 +134,8 @@ def _claim(row: Any, position: int) -> Claim:
         raise LedgerError(f"{where}: kind is one of {', '.join(KINDS)}, not {texts['kind']!r}")
     parts = _parts(row, where)
     note = row.get("note")
-    if any(part.expected == "fails" for part in parts.values()) and not note:
-        raise LedgerError(f"{where} is expected to fail: say what was learnt in a note")
+    if any(part.expected != "holds" for part in parts.values()) and not note:
+        raise LedgerError(f"{where} is not expected to hold: say why in a note")
     return Claim(id=number, **texts, parts=parts, note=note)
 
 
@@ -164,8 +165,8 @@ def _measurement(row: dict[str, Any], where: str) -> Measurement:
     if band.min is not None and band.max is not None and band.min > band.max:
         raise LedgerError(f"{where}: min {band.min:g} is above max {band.max:g}")
     expected = row.get("expected", "holds")
-    if expected not in ("holds", "fails"):
-        raise LedgerError(f"{where}: expected is holds or fails, not {expected!r}")
+    if expected not in ("holds", "fails", "not measured"):
+        raise LedgerError(f"{where}: expected is holds, fails or not measured; got {expected!r}")
     paper_value = row.get("paper_value")
     return Measurement(
         metric=_text(row, "metric", where),

@@ -38,8 +38,9 @@ class Row:
 
     @property
     def forgotten(self) -> bool:
-        """Whether the chapter ran to its end and never reported this number."""
-        return self.verdict is None and self.chapter_executed
+        """Whether the chapter ran to its end and never reported this number, though it should."""
+        left_out = self.verdict is None and self.chapter_executed
+        return left_out and self.measurement.expected != NOT_MEASURED
 
 
 def rows(
