@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import settings
 from PIL import Image
 from torchvision import datasets
 
-from ncsn_core import checkpoints, data, training
+from ncsn_core import checkpoints, cli, data, training
 from ncsn_core.config import load_config
 from ncsn_core.data import load_images
 
@@ -44,6 +45,21 @@ def few_images(mnist_train, monkeypatch):
 
     monkeypatch.setattr(training, "load_images", load_images)
     return images
+
+
+@pytest.fixture
+def ncsn(monkeypatch, capsys):
+    """Run `ncsn ARGUMENTS`; returns exit code, stdout and stderr."""
+    monkeypatch.setattr(cli.training, "can_compile", lambda device: False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ncsn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

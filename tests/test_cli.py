@@ -12,21 +12,8 @@ from ncsn_core.features import Extractor, Inception
 
 TINY = ["--set", "steps=2", "--set", "log_every=1", "--set", "checkpoint_every=1"]
 TINY += ["--set", "train_images=16", "--set", "batch_size=4"]
-
-
-@pytest.fixture
-def ncsn(monkeypatch, capsys):
-    """Run `ncsn ARGUMENTS`; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(cli.training, "can_compile", lambda device: False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ncsn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
+ONE_STEP = ["--set", "steps=1", "--set", "log_every=1", "--set", "checkpoint_every=1"]
+ONE_STEP += ["--set", "batch_size=2"]
 
 
 @pytest.fixture
@@ -192,10 +179,7 @@ def test_color_without_inception_weights_says_so_before_sampling(
     monkeypatch.setenv("NCSN_DATA", str(cifar10.root))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
     run = tmp_path / "run"
-    code, _, err = ncsn(
-        "train", "cifar10", "--folder", run, "--device", "cpu", "--set", "steps=1",
-        "--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2",
-    )  # fmt: skip
+    code, _, err = ncsn("train", "cifar10", "--folder", run, "--device", "cpu", *ONE_STEP)
     assert code == 0, err
     code, _, err = ncsn("evaluate", run, "--folder", tmp_path / "samples", "--device", "cpu")
     assert code == 1
@@ -208,10 +192,7 @@ def test_garments_are_compared_in_their_classifiers_features(
 ):
     monkeypatch.setenv("NCSN_DATA", str(fashion_mnist.root))
     run = tmp_path / "run"
-    code, _, err = ncsn(
-        "train", "fashion_mnist", "--folder", run, "--device", "cpu", "--set", "steps=1",
-        "--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2",
-    )  # fmt: skip
+    code, _, err = ncsn("train", "fashion_mnist", "--folder", run, "--device", "cpu", *ONE_STEP)
     assert code == 0, err
     arguments = ("evaluate", run, "--count", 4, "--device", "cpu", "--folder", tmp_path / "s")
     code, out, err = ncsn(*arguments)

@@ -4,14 +4,13 @@ import hashlib
 import io
 import os
 import pickle
-import sys
 
 import pytest
 import torch
 from reference_network import CondRefineNetDilated, randomized, relative_error
 from torch import nn
 
-from ncsn_core import checkpoints, cli
+from ncsn_core import checkpoints
 from ncsn_core.convert import convert, from_authors, read_state
 from ncsn_core.errors import CorruptFileError, NCSNError
 
@@ -45,20 +44,6 @@ def reference():
 @pytest.fixture
 def checkpoint(tmp_path, reference):
     return authors_file(tmp_path / "checkpoint_5000.pth", reference)
-
-
-@pytest.fixture
-def ncsn(monkeypatch, capsys):
-    """Run `ncsn ARGUMENTS`; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ncsn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 # --- the same network ---------------------------------------------------------------------------
