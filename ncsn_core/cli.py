@@ -275,8 +275,8 @@ def evaluate(
     noise = torch.rand(samples.shape, generator=torch.Generator().manual_seed(seed))
     sets = {"held-out images": held_out, "samples": samples, "uniform noise": noise}
     measured = measure(
-        {name: readable(images) for name, images in sets.items()},
-        readable(reference),
+        sets,
+        reference,
         extractor,
         (count // 2, count),
         subset_size=min(100, count // 2),
@@ -292,14 +292,6 @@ def evaluate(
                 line += f"  Inception score {found.inception_score:.2f}"
                 line += f" ± {found.inception_score_std:.2f}"
             click.echo(line)
-
-
-def readable(images: torch.Tensor) -> torch.Tensor:
-    """Gray images at the 28×28 that our classifiers read, scaled up when they are smaller."""
-    if images.shape[1] == 3 or images.shape[2] == 28:
-        return images
-    unit = data.to_unit(images) if images.dtype == torch.uint8 else images
-    return torch.nn.functional.interpolate(unit, size=(28, 28), mode="bilinear")
 
 
 @cli.command()

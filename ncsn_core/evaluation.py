@@ -256,29 +256,29 @@ def measure(
 
 
 class FrechetDigitDistance:
-    """Fréchet distance between sets of 28×28 gray images, in the features of a classifier of ours.
+    """Fréchet distance between sets of gray images, in the features of a classifier of ours.
 
     The classifier is the digit classifier for digits and the Fashion-MNIST one for garments.  This
     is *not* the FID of the literature, whose features are Inception's; see `frechet_distance`.
 
     Args:
         classifier: whose features are compared.
-        reference: real images in [0, 1], [count, 1, 28, 28].
+        reference: real images, in [0, 1] or uint8, [count, 1, height, width]; see `Extractor`.
         batch_size: images an evaluation.
     """
 
     def __init__(
         self,
         classifier: DigitClassifier,
-        reference: Float[Tensor, "count 1 28 28"],
+        reference: Tensor,
         *,
         batch_size: int = 500,
     ) -> None:
         self.extractor = Extractor("classifier", classifier, batch_size=batch_size)
         self.reference = self.extractor(reference)
 
-    def __call__(self, images: Float[Tensor, "count 1 28 28"]) -> float:
-        """Distance of `images`, in [0, 1], from the reference.
+    def __call__(self, images: Tensor) -> float:
+        """Distance of `images`, in the form of the reference, from it.
 
         Raises:
             ValueError: for fewer than two images.

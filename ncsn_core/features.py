@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -29,6 +30,8 @@ class Inception(nn.Module):
         weights: torch-fidelity's file.
     """
 
+    image_size = None  # it scales by itself
+
     def __init__(self, weights: Path | str) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -52,7 +55,7 @@ class Extractor:
 
     Attributes:
         name: such as "digit_classifier".
-        network: has `features(images)`.
+        network: has `features(images)` and the `image_size` that these need; None: any.
         sha256: of the file with its weights; empty when they came from none.
         batch_size: images an evaluation; bounds the memory.
     """
@@ -72,13 +75,18 @@ class Extractor:
 
         Args:
             images: uint8, or floats in [0, 1]; what lies outside is clipped, as a screen would.
+                Those of another size than the network's are scaled to it, bilinearly.
         """
         device = next(self.network.parameters()).device
+        size = self.network.image_size
 
-        def unit(batch: Tensor) -> Tensor:
-            return to_unit(batch) if batch.dtype == torch.uint8 else batch.clamp(0, 1)
+        def readable(batch: Tensor) -> Tensor:
+            unit = to_unit(batch) if batch.dtype == torch.uint8 else batch.clamp(0, 1)
+            if size is None or unit.shape[2:] == (size, size):
+                return unit
+            return F.interpolate(unit, size=(size, size), mode="bilinear")
 
-        batches = (unit(batch.to(device)) for batch in images.split(self.batch_size))
+        batches = (readable(batch.to(device)) for batch in images.split(self.batch_size))
         return torch.cat([self.network.features(batch).cpu() for batch in batches])
 
 

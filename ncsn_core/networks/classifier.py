@@ -12,6 +12,7 @@ class DigitClassifier(nn.Module):
         classes: number of classes.
     """
 
+    image_size = 28
     num_features = 64
 
     def __init__(self, classes: int = 10) -> None:
