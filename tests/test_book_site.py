@@ -144,7 +144,7 @@ def test_a_page_shows_the_measured_value_and_how_it_was_made():
     original = chapter()
     published = site.publish(original, load_ledger())
     html = published.cells[2].outputs[1].data["text/html"]
-    assert '<p class="ncsn-claim holds"><strong>Claim 16 holds:</strong>' in html
+    assert '<p id="measured-16" class="ncsn-claim holds"><strong>Claim 16 holds:</strong>' in html
     assert "is within [−1.1, −0.9] (measured −0.98 [−0.98, −0.98]; paper: −1).</p>" in html
     assert (
         "commit abc, profile smoke, device cpu, threads 2, time 34 s, date 2031-05-17"

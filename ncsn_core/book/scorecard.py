@@ -100,14 +100,21 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def summary(table: list[Row]) -> str:
-    """Return one line that counts the claims that hold, fail and were not measured.
-
-    A claim of several parts holds when all of them do, and fails when one of them does.
-    """
-    statuses: dict[int, set[str]] = {}
-    for row in table:
-        statuses.setdefault(row.claim.id, set()).add(row.status)
-    fails = sum(FAILS in found for found in statuses.values())
-    missing = sum(NOT_MEASURED in found and FAILS not in found for found in statuses.values())
-    holds = len(statuses) - fails - missing
+    """Return one line that counts the claims that hold, fail and were not measured."""
+    found = [status_of(rows) for rows in by_claim(table).values()]
+    holds, fails, missing = (found.count(status) for status in (HOLDS, FAILS, NOT_MEASURED))
     return f"Claims: {holds} hold, {fails} fail, {missing} not measured"
+
+
+def by_claim(table: Iterable[Row]) -> dict[int, list[Row]]:
+    """Return the rows of each claim, by its number."""
+    found: dict[int, list[Row]] = {}
+    for row in table:
+        found.setdefault(row.claim.id, []).append(row)
+    return found
+
+
+def status_of(rows: Iterable[Row]) -> str:
+    """Return the status of a claim: it holds when all of its parts do, and fails when one does."""
+    statuses = {row.status for row in rows}
+    return next(s for s in (FAILS, NOT_MEASURED, HOLDS) if s in statuses)

@@ -17,9 +17,9 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ncsn_core.book import cache, claims
+from ncsn_core.book import cache, claims, inserts, scorecard
 from ncsn_core.book.ledger import Claim, load_ledger
-from ncsn_core.book.notebook import read, to_bytes
+from ncsn_core.book.notebook import is_executed, read, to_bytes
 from ncsn_core.book.tree import BUILD, CONFIG, TOC, BookError, chapters, pages
 
 JUPYTER_BOOK = (
@@ -94,19 +94,38 @@ def stage(root: Path, *, executed: bool = False) -> list[Path]:
 
 def _sources(root: Path, executed: bool) -> dict[Path, bytes]:
     """Return the content of every file of the site's sources, by its path."""
-    book = [path for path in (root / "book").rglob("*") if path.is_file()]
-    plain = [Path(TOC), Path(CONFIG), *(path.relative_to(root) for path in book)]
+    files = [path for path in (root / "book").rglob("*") if path.is_file()]
+    plain = [Path(TOC), Path(CONFIG), *(path.relative_to(root) for path in files)]
     sources = {path: (root / path).read_bytes() for path in plain if (root / path).is_file()}
-    run_here = set(chapters(root)) if executed else set()
-    ledger = load_ledger()
-    for page in pages(root):
-        path = cache.executed_path(root, page) if page in run_here else root / page
+    run_here = chapters(root)
+    paths = {
+        page: cache.executed_path(root, page) if executed and page in run_here else root / page
+        for page in pages(root)
+    }
+    for page, path in paths.items():
         if not path.is_file():
             raise BookError(f"{page} has not been executed: run `ncsn book execute {page.stem}`")
-        if page.suffix == ".ipynb":
-            sources[page] = to_bytes(publish(read(path), ledger))
+    notebooks = {page: read(path) for page, path in paths.items() if page.suffix == ".ipynb"}
+    ledger = load_ledger()
+    book = inserts.Book(
+        scorecard.rows(
+            ledger,
+            claims.collect([paths[page] for page in run_here], ledger),
+            {page.stem for page in run_here if is_executed(notebooks[page])},
+        ),
+        {page: notebooks[page] for page in run_here},
+    )
+    for page, path in paths.items():
+        if page in notebooks:
+            published = publish(notebooks[page], ledger)
+            for cell in published.cells:
+                if cell.cell_type == "markdown":
+                    prose = inserts.fill(cell.source, book, page)
+                    cell.source = inserts.name_exercises(prose, page)
+            sources[page] = to_bytes(published)
         else:
-            sources[page] = path.read_bytes()
+            text = path.read_text(encoding="utf-8")
+            sources[page] = inserts.fill(text, book, page).encode()
     return sources
 
 
@@ -116,13 +135,18 @@ def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode
     In the notebook itself a verdict names no number, so that it reads the same on every machine.
     """
     published: NotebookNode = nbformat.from_dict(notebook)
+    anchors: set[str] = set()
     for cell in published.cells:
         for output in cell.get("outputs", []):
             record = output.get("metadata", {}).get(claims.METADATA_KEY, {})
             verdict = claims.from_metadata(record, ledger)
             if verdict is not None:
                 paper_value = ledger[verdict.claim].parts[verdict.part].paper_value
-                output.data = {"text/html": _verdict_html(verdict, paper_value)}
+                anchor = inserts.anchor(verdict.claim, verdict.part)
+                new = anchor not in anchors  # a number that is reported twice has one anchor
+                anchors.add(anchor)
+                text = _verdict_html(verdict, paper_value, anchor if new else None)
+                output.data = {"text/html": text}
     footer = _footer(published.metadata.get(claims.METADATA_KEY, {}))
     if footer:
         cell = nbformat.v4.new_markdown_cell(footer)
@@ -131,14 +155,15 @@ def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode
     return published
 
 
-def _verdict_html(verdict: claims.Verdict, paper_value: str | None) -> str:
+def _verdict_html(verdict: claims.Verdict, paper_value: str | None, anchor: str | None) -> str:
     """Return the verdict with the measured value, its seed band and the paper's value."""
     numbers = [f"measured {verdict.measured()}"]
     if paper_value is not None:
         numbers.append(f"paper: {paper_value}")
     opening, finding = str(verdict).removesuffix(".").split(": ", maxsplit=1)
+    name = "" if anchor is None else f' id="{anchor}"'
     return (
-        f'<p class="ncsn-claim {"holds" if verdict.holds else "fails"}">'
+        f'<p{name} class="ncsn-claim {"holds" if verdict.holds else "fails"}">'
         f"<strong>{html.escape(opening)}:</strong> {html.escape(finding)} "
         f"({html.escape('; '.join(numbers))}).</p>"
     )

@@ -1,0 +1,271 @@
+"""What the build writes into pages: measured numbers in prose, the scorecard, indexes.
+
+Prose never carries a measured number of its own.  It names a claim of the ledger, and the build
+fills in what the chapters of this very build have measured:
+
+    {measured}`16`            −0.98 [−1.01, −0.95]
+    {measured}`24:annealing`  the same for one part of a claim
+    {claim}`16`               a link to the claim on the scorecard, with its verdict
+    {claims}`holds`           how many claims hold; also fails, not measured, all
+
+and a line `<!-- ncsn: scorecard -->` is replaced by what `BLOCKS` makes of the book.
+"""
+
+import dataclasses
+import html
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+from ncsn_core.book.claims import METADATA_KEY
+from ncsn_core.book.plot import band_plot
+from ncsn_core.book.scorecard import FAILS, HOLDS, NOT_MEASURED, Row, by_claim, status_of
+from ncsn_core.book.tree import BookError
+
+ROLE = re.compile(r"\{(measured|claim|claims)\}`([^`:]+)(?::([^`]+))?`")
+BLOCK = re.compile(r"^<!-- ncsn: ([a-z]+) -->$", re.MULTILINE)
+EXERCISE = re.compile(r"^:::\{admonition\} Exercise (\d+): (.+)$", re.MULTILINE)
+HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Book:
+    """What is known about the book when its pages are written.
+
+    Attributes:
+        table: the scorecard.
+        notebooks: the notebooks that are executed, by their path in the tree, in reading order.
+    """
+
+    table: list[Row]
+    notebooks: Mapping[Path, NotebookNode]
+
+
+def fill(text: str, book: Book, page: Path) -> str:
+    """Return the text of a page with every role and block of this module replaced.
+
+    Raises `BookError` that names the page, for a claim, part or block that does not exist.
+    """
+
+    def role(match: re.Match[str]) -> str:
+        name, argument, part = match.groups()
+        if name == "claims":
+            return _count(argument, book, page)
+        rows = _rows(argument, part, book, page)
+        if name == "claim":
+            return f"{{ref}}`claim {argument} ({status_of(rows)}) <claim-{argument}>`"
+        if len({row.part for row in rows}) > 1:
+            parts = ", ".join(dict.fromkeys(row.part for row in rows))
+            raise BookError(f"{page}: claim {argument} is measured in parts: name one of {parts}")
+        return " and ".join(
+            NOT_MEASURED if row.verdict is None else row.verdict.measured() for row in rows
+        )
+
+    def block(match: re.Match[str]) -> str:
+        if match[1] not in BLOCKS:
+            raise BookError(f"{page}: no block is called {match[1]!r}: {', '.join(BLOCKS)}")
+        return BLOCKS[match[1]](book)
+
+    return BLOCK.sub(block, ROLE.sub(role, text))
+
+
+def name_exercises(text: str, page: Path) -> str:
+    """Return the text of a chapter with a name for each exercise, which `exercises` links to."""
+    return EXERCISE.sub(rf":::{{admonition}} Exercise \1: \2\n:name: {_exercise(page)}-\1", text)
+
+
+def _exercise(page: Path) -> str:
+    return f"exercise-{page.stem}"
+
+
+def _count(wanted: str, book: Book, page: Path) -> str:
+    statuses = [status_of(rows) for rows in by_claim(book.table).values()]
+    if wanted == "all":
+        return str(len(statuses))
+    if wanted not in (HOLDS, FAILS, NOT_MEASURED):
+        raise BookError(f"{page}: claims hold, fail or are not measured; none are {wanted!r}")
+    return str(statuses.count(wanted))
+
+
+def _rows(number: str, part: str | None, book: Book, page: Path) -> list[Row]:
+    rows = [row for row in book.table if str(row.claim.id) == number]
+    if not rows:
+        raise BookError(f"{page}: the ledger holds no claim {number}")
+    if part is None:
+        return rows
+    found = [row for row in rows if row.part == part]
+    if not found:
+        parts = ", ".join(repr(row.part) for row in rows)
+        raise BookError(f"{page}: claim {number} has no part {part!r}, but {parts}")
+    return found
+
+
+# --- blocks -------------------------------------------------------------------------------------
+
+
+def _overview(book: Book) -> str:
+    """Every claim in one line."""
+    lines = [
+        "```{list-table} Every claim of the ledger; those above 100 are ours.",
+        ":name: tab-claims",
+        ":header-rows: 1",
+        ":widths: 8 64 14 14",
+        "",
+        *_row("No.", "Claim", "Chapter", "Verdict"),
+    ]
+    for number, rows in by_claim(book.table).items():
+        claim, status = rows[0].claim, status_of(rows)
+        link = f"{{ref}}`{claim.title} <claim-{number}>`"
+        lines += _row(str(number), link, _chapter(claim.chapter, book), _verdict(status))
+    return "\n".join([*lines, "```"])
+
+
+def _scorecard(book: Book) -> str:
+    """Every claim with its numbers, a plot, and where each was measured."""
+    return "\n\n".join(_claim(rows, book) for rows in by_claim(book.table).values())
+
+
+def _claim(rows: list[Row], book: Book) -> str:
+    claim = rows[0].claim
+    lines = [
+        f"(claim-{claim.id})=",
+        f"### {claim.id}. {claim.title}",
+        "",
+        f"{_verdict(status_of(rows))} {claim.statement}",
+        "",
+        f"In the paper: {claim.paper}. Measured in {_chapter(claim.chapter, book)}: "
+        f"{claim.setting}.",
+        "",
+        "```{list-table}",
+        ":header-rows: 1",
+        ":widths: 34 12 16 18 20",
+        ":class: ncsn-scores",
+        "",
+        *_row("Number", "Paper", "Accepted", "Measured", "Band and value"),
+    ]
+    for row in rows:
+        name = f"*{row.part}*: " if row.part else ""
+        metric = f"{name}{row.measurement.metric.rstrip(',')}"
+        measured = NOT_MEASURED
+        if row.verdict is not None:
+            measured = f"{row.verdict.measured()} {_where(row, book)}"
+        lines += _row(
+            metric,
+            row.measurement.paper_value or "–",
+            str(row.measurement.accept),
+            measured,
+            band_plot(row),
+        )
+    lines += ["```", ""]
+    lines += [line for line in map(_origin, rows) if line][:1]
+    if claim.note:
+        lines += ["", claim.note]
+    return "\n".join(lines)
+
+
+def _where(row: Row, book: Book) -> str:
+    """A link to the cell that measured a number."""
+    assert row.verdict is not None
+    page = _page(row.claim.chapter, book)
+    if page is None:
+        return ""
+    target = f"../{page.with_suffix('.html').as_posix()}#{anchor(row.claim.id, row.part)}"
+    label = html.escape(f"the cell that measures claim {row.claim.id} {row.part}".strip())
+    return f'(<a href="{target}" aria-label="{label}">cell</a>)'
+
+
+def _origin(row: Row) -> str:
+    """Where a number was measured; that of a results bundle lies deeper."""
+    if row.verdict is None:
+        return ""
+    record = {**row.verdict.record, **row.verdict.record.get("measured", {})}
+    facts = [f"{name} {record[name]}" for name in ("device", "commit") if record.get(name)]
+    return f"<small>Measured on {', '.join(facts)}.</small>" if facts else ""
+
+
+def _exercises(book: Book) -> str:
+    """The exercises of all chapters."""
+    parts = []
+    for page, notebook in book.notebooks.items():
+        found = [match for cell in _prose(notebook) for match in EXERCISE.finditer(cell)]
+        if found:
+            parts.append(f"**{_chapter(page.stem, book)}**\n")
+            parts += [
+                f"{match[1]}. {{ref}}`{match[2]} <{_exercise(page)}-{match[1]}>`" for match in found
+            ]
+            parts.append("")
+    return "\n".join(parts)
+
+
+def _execution(book: Book) -> str:
+    """When, where and for how long each notebook ran last."""
+    lines = [
+        "```{list-table} The last execution of every notebook.",
+        ":header-rows: 1",
+        "",
+        *_row("Notebook", "Profile", "Time", "Device", "Date", "Commit"),
+    ]
+    for page in book.notebooks:
+        record = book.notebooks[page].metadata.get(METADATA_KEY, {})
+        threads = record.get("threads")
+        lines += _row(
+            _chapter(page.stem, book),
+            str(record.get("parameters", {}).get("profile", "–")),
+            f"{record['seconds']:.0f} s" if "seconds" in record else "–",
+            f"{record['device']}, {threads} thread{'s' * (threads != 1)}" if record else "–",
+            str(record.get("time", "–"))[:10],
+            str(record.get("commit", "–")),
+        )
+    return "\n".join([*lines, "```"])
+
+
+BLOCKS: dict[str, Callable[[Book], str]] = {
+    "overview": _overview,
+    "scorecard": _scorecard,
+    "exercises": _exercises,
+    "execution": _execution,
+}
+
+
+def anchor(claim: int, part: str) -> str:
+    """The id of a verdict on its chapter's page."""
+    slug = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")
+    return f"measured-{claim}-{slug}" if slug else f"measured-{claim}"
+
+
+def _row(*cells: str) -> list[str]:
+    first, *others = cells
+    return [f"* - {first}", *(f"  - {cell}" for cell in others)]
+
+
+def _verdict(status: str) -> str:
+    kind = status.replace(" ", "-")
+    return f'<span class="ncsn-verdict {kind}">{status}</span>'
+
+
+def _page(chapter: str, book: Book) -> Path | None:
+    return next((page for page in book.notebooks if page.stem == chapter), None)
+
+
+def _chapter(chapter: str, book: Book) -> str:
+    """A link to a chapter: by its number, or by its title where it has none."""
+    page = _page(chapter, book)
+    if page is None:
+        return chapter
+    number = re.match(r"(\d+)_", chapter)
+    label = f"chapter {int(number[1])}" if number else _title(book.notebooks[page])
+    return f"{{doc}}`{label} </{page.with_suffix('').as_posix()}>`"
+
+
+def _title(notebook: NotebookNode) -> str:
+    for cell in _prose(notebook):
+        match = HEADING.search(cell)
+        if match:
+            return match[1].replace("$", "")
+    return "untitled"
+
+
+def _prose(notebook: NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]

@@ -1,0 +1,178 @@
+"""What the build writes into pages: measured numbers, the scorecard, indexes."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from ncsn_core.book import claims, inserts, scorecard
+from ncsn_core.book.inserts import Book, fill
+from ncsn_core.book.ledger import Band, Claim, Measurement
+from ncsn_core.book.plot import band_plot
+from ncsn_core.book.tree import BookError
+
+PAGE = Path("book/page.md")
+CHAPTER = Path("notebooks/10_ncsn.ipynb")
+
+
+def claim(number, **parts):
+    return Claim(
+        id=number,
+        title=f"Title {number}",
+        statement="A statement.",
+        paper="Section 4",
+        setting="a setting",
+        chapter="10_ncsn",
+        kind="paper",
+        parts=parts or {"": Measurement("the slope", Band(-1.1, -0.9), "−1")},
+        note="A note.",
+    )
+
+
+LEDGER = {
+    16: claim(16),
+    24: claim(
+        24,
+        annealing=Measurement("a ratio", Band(1, None)),
+        conditioning=Measurement("another ratio", Band(1, None)),
+    ),
+    28: claim(28),
+}
+
+
+def verdict(number, part, value):
+    metadata = {"claim": number, "part": part, "value": value, "spread": [value, value]}
+    metadata |= {"device": "cpu", "commit": "abc"}
+    return new_output("display_data", {"text/plain": "…"}, metadata={"ncsn": metadata})
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A book of one chapter: claim 16 holds, one half of 24 fails, 28 is not measured."""
+    outputs = [
+        verdict(16, "", -0.98),
+        verdict(24, "annealing", 3),
+        verdict(24, "conditioning", 0.5),
+    ]
+    exercise = ":::{admonition} Exercise 1: how many $x$?\n:class: tip\n\nCount.\n:::"
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("# Networks of $s$"),
+            new_code_cell("check()", outputs=outputs, execution_count=1),
+            new_markdown_cell(exercise),
+        ],
+        metadata={"ncsn": {"device": "cpu", "threads": 1, "seconds": 3.2, "commit": "abc"}},
+    )
+    path = tmp_path / CHAPTER.name
+    path.write_text(nbformat.writes(notebook))
+    table = scorecard.rows(LEDGER, claims.collect([path], LEDGER), {"10_ncsn"})
+    return Book(table, {CHAPTER: notebook})
+
+
+def test_a_measured_number_and_a_verdict_are_filled_in(book):
+    assert fill("It is {measured}`16`.", book, PAGE) == "It is −0.98 [−0.98, −0.98]."
+    assert fill("{measured}`24:annealing`", book, PAGE) == "3 [3, 3]"
+    assert fill("{measured}`28`", book, PAGE) == "not measured"
+    assert fill("See {claim}`16`.", book, PAGE) == "See {ref}`claim 16 (holds) <claim-16>`."
+    assert fill("{claim}`24`", book, PAGE) == "{ref}`claim 24 (fails) <claim-24>`"
+    counts = "{claims}`all` {claims}`holds` {claims}`fails` {claims}`not measured`"
+    assert fill(counts, book, PAGE) == "3 1 1 1"
+
+
+def test_other_roles_are_left_alone(book):
+    text = "{numref}`fig-a`, {cite:t}`song2019` and {eq}`eq-score` <!-- a comment -->"
+    assert fill(text, book, PAGE) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{measured}`17`", "holds no claim 17"),
+        ("{claim}`x`", "holds no claim x"),
+        ("{measured}`16:tail`", "claim 16 has no part 'tail'"),
+        ("{measured}`24`", "measured in parts: name one of annealing, conditioning"),
+        ("{claims}`perhaps`", "none are 'perhaps'"),
+        ("<!-- ncsn: cards -->", "no block is called 'cards'"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_its_page(book, text, message):
+    with pytest.raises(BookError, match=message) as error:
+        fill(text, book, PAGE)
+    assert str(PAGE) in str(error.value)
+
+
+def test_the_scorecard_has_every_number_and_links_to_its_cell(book):
+    text = fill("<!-- ncsn: scorecard -->", book, PAGE)
+    for number in LEDGER:
+        assert f"(claim-{number})=\n### {number}. Title {number}" in text
+    assert 'href="../notebooks/10_ncsn.html#measured-24-annealing"' in text
+    assert text.count("  - −0.98 [−0.98, −0.98] (<a") == 1
+    assert text.count("within [−1.1, −0.9]") >= 2
+    assert "  - –\n" in text  # no value in the paper
+    assert text.count("not measured") == 2  # the verdict and the number of claim 28
+    assert "Measured on device cpu, commit abc." in text
+
+
+def test_the_overview_has_one_line_a_claim(book):
+    text = fill("<!-- ncsn: overview -->", book, PAGE)
+    assert text.count("* - ") == 1 + len(LEDGER)
+    assert "{ref}`Title 16 <claim-16>`" in text
+    assert "{doc}`chapter 10 </notebooks/10_ncsn>`" in text
+
+
+def test_exercises_are_named_and_linked(book):
+    named = inserts.name_exercises(book.notebooks[CHAPTER].cells[2].source, CHAPTER)
+    assert named.splitlines()[:3] == [
+        ":::{admonition} Exercise 1: how many $x$?",
+        ":name: exercise-10_ncsn-1",
+        ":class: tip",
+    ]
+    index = fill("<!-- ncsn: exercises -->", book, PAGE)
+    assert "1. {ref}`how many $x$? <exercise-10_ncsn-1>`" in index
+
+
+def test_the_last_execution_of_each_notebook_is_listed(book):
+    text = fill("<!-- ncsn: execution -->", book, PAGE)
+    row = text.split("* - ")[-1].splitlines()
+    cells = ["3 s", "cpu, 1 thread", "–", "abc"]
+    assert [line.removeprefix("  - ") for line in row[2:6]] == cells
+
+
+def numbers(value, spread=None, low=None, high=None):
+    """One row of a scorecard."""
+    row_claim = claim(16, **{"": Measurement("m", Band(low, high))})
+    stored = {"claim": 16, "part": "", "value": value, "spread": spread}
+    found = claims.from_metadata(stored, {16: row_claim})
+    return scorecard.Row(row_claim, "", found, True)
+
+
+def drawn(row):
+    """Left and right end of the band, and the value, in the picture's units."""
+    svg = ElementTree.fromstring(band_plot(row))
+    rectangle, dot = svg.find("rect"), svg.find("circle")
+    left, width = float(rectangle.get("x")), float(rectangle.get("width"))
+    return left, left + width, float(dot.get("cx"))
+
+
+@pytest.mark.parametrize("value", [-1.3, -1.1, -1.0, -0.9, 0.4])
+def test_the_picture_shows_whether_the_value_lies_in_the_band(value):
+    row = numbers(value, low=-1.1, high=-0.9)
+    left, right, dot = drawn(row)
+    assert (left - 0.11 <= dot <= right + 0.11) == row.verdict.holds
+    assert f"measured {row.verdict.measured()}" in band_plot(row)
+
+
+def test_an_open_band_reaches_to_the_edge_and_large_factors_are_logarithmic():
+    left, right, dot = drawn(numbers(1000.0, [10, 100_000], low=1))
+    assert right > 145
+    assert left < dot < right
+    middle = drawn(numbers(1000.0, [1, 1_000_000], low=1))[2]
+    assert middle == pytest.approx(75, abs=1)  # 1, 1e3, 1e6: the value lies in the middle
+
+
+def test_no_picture_without_a_finite_number():
+    assert band_plot(numbers(float("nan"), low=1)) == ""
+    assert band_plot(scorecard.Row(claim(16), "", None, True)) == ""
+    assert "circle" in band_plot(numbers(2.0, low=2, high=2))
