@@ -16,7 +16,7 @@ step = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env book html refresh serve test lint types environment unit notebooks strict lock clean
+.PHONY: help env book html refresh serve test lint types environment unit notebooks strict browser links lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -49,13 +49,15 @@ refresh: $(INSTALLED) ## execute every chapter and store the outputs in notebook
 serve: $(INSTALLED) ## show the built site in a browser
 	@$(BIN)/ncsn book serve
 
-test: lint types environment unit notebooks strict ## run every check below, one after the other
+test: lint types environment unit notebooks strict browser ## run every check below, one after the other
 	$(call step,test: all checks passed)
 
-lint: $(INSTALLED) ## - ruff: lint and format, notebooks included
-	$(call step,lint: ruff)
+lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; the workflows
+	$(call step,lint: ruff and the workflows)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --offline --quiet .github/workflows
 
 types: $(INSTALLED) ## - mypy over the package
 	$(call step,types: mypy)
@@ -76,6 +78,13 @@ notebooks: $(INSTALLED) ## - nbval: execute the notebooks, compare with the stor
 strict: $(INSTALLED) ## - build the site from the stored outputs, warnings being errors
 	$(call step,strict: the site from the stored outputs)
 	@$(BIN)/ncsn book html --strict
+
+browser: strict ## - a browser looks at every page: offline, light and dark, on a phone
+	$(call step,browser: Chromium over the site)
+	@$(BIN)/python -m pytest tests/browser -m browser --timeout=300 $(ARGS)
+
+links: strict ## every link to another site leads somewhere (needs the internet)
+	@$(BIN)/jupyter-book build _build/source --path-output . --builder linkcheck
 
 lock: $(INSTALLED) ## renew requirements.lock and environment.yml (UPGRADE=--upgrade for new versions)
 	@$(BIN)/uv pip compile pyproject.toml --quiet $(UPGRADE) --all-extras --universal \

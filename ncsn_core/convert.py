@@ -2,7 +2,7 @@
 
 Their public code saves `[state_dict, optimizer_state]` of a `CondRefineNetDilated` with
 `torch.save`.  The network is the one of `ncsn_core.networks.RefineNet`, layer for layer; only the
-names differ, and where γ, α and β are kept:
+names differ, and where γ, α and β are kept::
 
     theirs                                   ours
     ---------------------------------------  ------------------------------------------------------

@@ -1,9 +1,9 @@
 """Distributions whose noised density and score are known in closed form: the oracles of the book.
 
 For data p and noise N(0, σ²I) the noised density is the convolution q_σ = p * N(0, σ²I).  Every
-distribution here answers `log_density(x, sigma)` and `score(x, sigma)` for q_σ, exactly, and draws
-`sample`s of p.  σ is a number or one per sample; 0, the default, asks for p itself, which those
-concentrated on a curve or a plane do not have.
+distribution here answers `log_density(x, sigma)` and `score(x, sigma)` for q_σ, exactly, and its
+`sample` draws from p.  σ is a number or one per sample; 0, the default, asks for p itself, which
+those concentrated on a curve or a plane do not have.
 """
 
 import math

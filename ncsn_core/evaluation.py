@@ -40,7 +40,7 @@ def level_statistics(
     """Noise every image to every level once; the loss (Eq. 5) and the norm of the score there.
 
     Args:
-        score: maps (x [batch, *shape], σ [batch]) to a tensor like x.
+        score: maps (x `[batch, *shape]`, σ [batch]) to a tensor like x.
         x: clean data, on the device of the score.
         sigmas: the ladder.
         batch_size: images an evaluation; bounds the memory.
@@ -229,7 +229,7 @@ def measure(
     1,000 samples and reports that of 50,000.
 
     Args:
-        sets: images by name, uint8 or in [0, 1], [count, *shape]; the first ones are used.
+        sets: images by name, uint8 or in [0, 1], `[count, *shape]`; the first ones are used.
         reference: real images.
         extractor: see `ncsn_core.features.load_extractor`.
         counts: how many images of each set.

@@ -229,7 +229,7 @@ def multilevel_denoising_score_matching(
     A network that always answers zero scores D/2 in expectation when the power is 2.
 
     Args:
-        score: maps (x̃ [batch, *shape], σ [batch]) to a tensor like x̃.
+        score: maps (x̃ `[batch, *shape]`, σ [batch]) to a tensor like x̃.
         x: clean data.
         sigmas: the ladder; lives where `x` lives.
         levels: index of each sample's noise level; drawn uniformly when not given.

@@ -11,6 +11,7 @@ from ncsn_core.book import claims, inserts, scorecard
 from ncsn_core.book.inserts import Book, fill
 from ncsn_core.book.ledger import Band, Claim, Measurement
 from ncsn_core.book.plot import band_plot
+from ncsn_core.book.provenance import PACKAGE
 from ncsn_core.book.tree import BookError
 
 PAGE = Path("book/page.md")
@@ -119,7 +120,7 @@ def test_the_overview_has_one_line_a_claim(book):
     text = fill("<!-- ncsn: overview -->", book, PAGE)
     assert text.count("* - ") == 1 + len(LEDGER)
     assert "{ref}`Title 16 <claim-16>`" in text
-    assert "{doc}`chapter 10 </notebooks/10_ncsn>`" in text
+    assert "{doc}`chapter\N{NO-BREAK SPACE}10 </notebooks/10_ncsn>`" in text
 
 
 def test_exercises_are_named_and_linked(book):
@@ -138,6 +139,13 @@ def test_the_last_execution_of_each_notebook_is_listed(book):
     row = text.split("* - ")[-1].splitlines()
     cells = ["3 s", "cpu, 1 thread", "–", "abc"]
     assert [line.removeprefix("  - ") for line in row[2:6]] == cells
+
+
+def test_every_record_that_ships_is_listed(book):
+    text = fill("<!-- ncsn: records -->", book, PAGE)
+    assert text.count("* - ") == 1 + len(list(PACKAGE.glob("*/**/manifest.json")))
+    assert "* - `models/mnist`\n" in text
+    assert "* - `models/mnist/bundles/epsilon_2e-5`\n" in text
 
 
 def numbers(value, spread=None, low=None, high=None):

@@ -13,6 +13,7 @@ and a line `<!-- ncsn: scorecard -->` is replaced by what `BLOCKS` makes of the 
 
 import dataclasses
 import html
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from nbformat import NotebookNode
 
 from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.plot import band_plot
+from ncsn_core.book.provenance import PACKAGE
 from ncsn_core.book.scorecard import FAILS, HOLDS, NOT_MEASURED, Row, by_claim, status_of
 from ncsn_core.book.tree import BookError
 
@@ -221,11 +223,32 @@ def _execution(book: Book) -> str:
     return "\n".join([*lines, "```"])
 
 
+def _records(book: Book) -> str:
+    """What ships, with the time and the machine that it took, from the manifests."""
+    lines = [
+        "```{list-table} The networks and results that ship.",
+        ":name: tab-records",
+        ":header-rows: 1",
+        ":widths: 38 12 28 22",
+        "",
+        *_row("Record", "Seconds", "Device", "Commit"),
+    ]
+    for path in sorted(PACKAGE.glob("models/**/manifest.json")) + sorted(
+        PACKAGE.glob("results/*/manifest.json")
+    ):
+        origin = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        seconds = f"{origin['seconds']:,.0f}" if "seconds" in origin else "–"
+        name = path.parent.relative_to(PACKAGE).as_posix()
+        lines += _row(f"`{name}`", seconds, origin["device"], origin["commit"])
+    return "\n".join([*lines, "```"])
+
+
 BLOCKS: dict[str, Callable[[Book], str]] = {
     "overview": _overview,
     "scorecard": _scorecard,
     "exercises": _exercises,
     "execution": _execution,
+    "records": _records,
 }
 
 
@@ -255,7 +278,7 @@ def _chapter(chapter: str, book: Book) -> str:
     if page is None:
         return chapter
     number = re.match(r"(\d+)_", chapter)
-    label = f"chapter {int(number[1])}" if number else _title(book.notebooks[page])
+    label = f"chapter\N{NO-BREAK SPACE}{int(number[1])}" if number else _title(book.notebooks[page])
     return f"{{doc}}`{label} </{page.with_suffix('').as_posix()}>`"
 
 

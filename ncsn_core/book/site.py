@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 from ncsn_core.book import cache, claims, inserts, scorecard
 from ncsn_core.book.ledger import Claim, load_ledger
 from ncsn_core.book.notebook import is_executed, read, to_bytes
+from ncsn_core.book.polish import polish
 from ncsn_core.book.tree import BUILD, CONFIG, TOC, BookError, chapters, pages
 
 JUPYTER_BOOK = (
@@ -58,6 +59,7 @@ def build(root: Path, *, executed: bool = False, strict: bool = False) -> Path:
     if result.returncode != 0 or not index.is_file():
         why = "has a warning or an error" if strict else "could not be built"
         raise BookError(f"the site {why}; jupyter-book says:\n{_complaints(log)}")
+    polish(build_folder / "html")
     return index
 
 

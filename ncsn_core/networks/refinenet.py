@@ -342,7 +342,7 @@ class RefineNet(nn.Module):
         x: Float[Tensor, "batch channel height width"],
         level: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channel height width"]:
-        """Return the scores of `x` [batch, *image_shape], each at its own noise level index.
+        """Return the scores of `x` `[batch, *image_shape]`, each at its own noise level index.
 
         Raises:
             ValueError: when the images have another shape than the network was built for.

@@ -14,7 +14,7 @@ class NoiseConditionalScore(nn.Module):
     must be one of the ladder's values exactly.
 
     Args:
-        network: maps (x [batch, *shape], level index [batch]) to a tensor like x.
+        network: maps (x `[batch, *shape]`, level index [batch]) to a tensor like x.
         sigmas: the ladder that the indices stand for, [levels].
         conditional: False tells the network index 0 whatever σ is, so that it has to recognize the
             noise level by itself.

@@ -1,6 +1,6 @@
 """Samplers: from a score to samples.
 
-All take `(score, x, *, ..., generator, callback)`, with x [batch, *shape] the starts of as many
+All take `(score, x, *, ..., generator, callback)`, with x `[batch, *shape]` the starts of as many
 independent chains.  They draw their randomness from `generator` alone, leave `x` as it was, show
 every update to `callback` as a `State`, and never print.
 """

@@ -35,7 +35,7 @@ def annealed_langevin(
     This takes levels × T network evaluations, and holds a handful of batches in memory whatever T.
 
     Args:
-        score: maps (x [batch, *shape], σ [batch]) to a tensor like x.
+        score: maps (x `[batch, *shape]`, σ [batch]) to a tensor like x.
         x: where the chains start; the paper's start is uniform noise in [0, 1].  Not modified.
         sigmas: the ladder, from the largest noise to the smallest.
         epsilon: ε of Algorithm 1.  The paper prints 2e-5; the authors' code runs 4e-5 in this form.

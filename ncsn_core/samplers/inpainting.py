@@ -39,7 +39,7 @@ def inpaint(
     larger σ keeps what was settled.
 
     Args:
-        score: maps (x [batch, *shape], σ [batch]) to a tensor like x.
+        score: maps (x `[batch, *shape]`, σ [batch]) to a tensor like x.
         x: where the chains start; only the unknown pixels matter.  Not modified.
         sigmas: the ladder, from the largest noise to the smallest.
         known: the images, of which only the pixels under `mask` are used.

@@ -25,7 +25,7 @@ def langevin(
     that has the score s.  At a finite ε it is another one: for N(0, 1) the variance 1/(1 − ε/4).
 
     Args:
-        score: maps x [batch, *shape] to a tensor like x.
+        score: maps x `[batch, *shape]` to a tensor like x.
         x: where the chains start.  Not modified.
         epsilon: ε, one for all steps or one for each.
         steps: T; may be left out when `epsilon` lists the steps.

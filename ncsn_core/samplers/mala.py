@@ -17,7 +17,7 @@ class Mala(NamedTuple):
     """The last samples, and how often each chain moved.
 
     Attributes:
-        x: [batch, *shape].
+        x: `[batch, *shape]`.
         acceptance: accepted proposals as a fraction of all, [batch].
     """
 
@@ -44,7 +44,7 @@ def mala(
     more.
 
     Args:
-        score: maps x [batch, *shape] to a tensor like x; see `score_of` for the exact one.
+        score: maps x `[batch, *shape]` to a tensor like x; see `score_of` for the exact one.
         x: where the chains start.  Not modified.
         log_density: maps x to log p(x) [batch], up to a constant (the negative of an energy); −∞
             is allowed where p is 0, except at the start.

@@ -18,7 +18,7 @@ class State:
         step: update t within the level, from 0.
         sigma: σᵢ; 0 for a sampler without levels.
         alpha: step size αᵢ (the ε of plain Langevin dynamics).
-        x: the samples after the update, [batch, *shape].
+        x: the samples after the update, `[batch, *shape]`.
         score: the score that the update used, at the samples *before* it.
         accepted: which chains took their proposal, bool [batch]; None for a sampler that has no
             choice.

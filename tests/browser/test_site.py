@@ -1,0 +1,138 @@
+"""The rendered site as readers meet it: offline, in light and dark, on a phone, by keyboard.
+
+Needs the site in `_build/html` (`ncsn book html`); `make browser` builds it first.
+"""
+
+import gzip
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from conftest import HTML
+
+pytestmark = pytest.mark.browser
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+PAGES = sorted(
+    path.relative_to(HTML).as_posix()
+    for path in HTML.rglob("*.html")
+    if "_static" not in path.parts and path.name not in ("index.html", "py-modindex.html")
+)
+CONTENT = [page for page in PAGES if page.startswith(("book/", "notebooks/"))]
+CHAPTERS = [page for page in CONTENT if page.startswith("notebooks/") and page.count("/") == 1]
+MEGABYTE = 1_000_000
+TEXT = ("text/", "javascript", "json", "svg")
+
+
+def test_there_are_pages():
+    assert len(CHAPTERS) >= 13
+    assert "book/scorecard.html" in CONTENT
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_whole_without_a_network(visit, path):
+    """Nothing foreign, missing or wrong; at most 2 MB travel; and a phone shows its whole width."""
+    here = visit()
+    page = here.open(path)
+    assert here.foreign == []
+    assert here.failed == []
+    assert here.complaints == []
+    found = page.evaluate(
+        """() => ({
+            untypeset: [...document.querySelectorAll('.math')]
+                .filter(m => !m.querySelector('mjx-container')).map(m => m.textContent),
+            wrong: [...document.querySelectorAll('mjx-merror')].map(m => m.textContent),
+            broken: [...document.images].filter(i => !i.naturalWidth).map(i => i.src),
+            silent: [...document.images].filter(i => !i.alt.trim()).map(i => i.src),
+        })"""
+    )
+    assert found == {"untypeset": [], "wrong": [], "broken": [], "silent": []}
+    assert sum(map(travels, here.responses)) <= 2 * MEGABYTE
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+
+
+def travels(response):
+    """Bytes of a response: text is compressed, as web servers do, fonts and images are not."""
+    kind, body = response.headers.get("content-type", ""), response.body()
+    return len(gzip.compress(body)) if any(text in kind for text in TEXT) else len(body)
+
+
+@pytest.mark.parametrize("path", CONTENT)
+def test_everybody_can_read_a_page(visit, path):
+    """axe-core finds nothing serious, in light or dark: names, contrast, order, roles."""
+    page = visit(color_scheme="light").open(path)
+    page.evaluate(AXE)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.wait_for_function("s => document.documentElement.dataset.theme === s", arg=scheme)
+        page.wait_for_timeout(300)  # colors change gradually
+        result = page.evaluate("axe.run({resultTypes: ['violations']})")
+        serious = [
+            (violation["id"], [node["html"][:200] for node in violation["nodes"][:3]])
+            for violation in result["violations"]
+            if violation["impact"] in ("serious", "critical")
+        ]
+        assert (scheme, serious) == (scheme, [])
+
+
+def test_links_between_pages_lead_somewhere(visit):
+    """Each link of each page to a place of the site: the file and the place exist."""
+    here = visit()
+    places, wanted = {}, []
+    for path in PAGES:
+        here.page.goto(here.site + path, wait_until="domcontentloaded")
+        found = here.page.evaluate(
+            """() => ({
+                ids: [...document.querySelectorAll('[id]')].map(e => e.id),
+                links: [...document.querySelectorAll('article a[href]')].map(a => a.href),
+            })"""
+        )
+        places[path] = set(found["ids"])
+        wanted += [(path, link) for link in found["links"] if link.startswith(here.site)]
+    lost = []
+    for path, link in wanted:
+        file, _, place = link.removeprefix(here.site).partition("#")
+        exists = file in places or (HTML / file).is_file()
+        if not exists or (place and place not in places.get(file, {place})):
+            lost.append((path, link))
+    assert wanted
+    assert lost == []
+
+
+def test_search_finds_a_chapter(visit):
+    page = visit().open("search.html?q=annealed+Langevin")
+    page.wait_for_selector("#search-results li a")
+    found = page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+    assert any("11_annealed_langevin" in target for target in found)
+
+
+def test_the_keyboard_reaches_content_search_and_solutions(visit):
+    page = visit().open("notebooks/11_annealed_langevin.html")
+    page.keyboard.press("Tab")
+    assert "Skip to main content" in page.evaluate("document.activeElement.textContent")
+    page.keyboard.press("Control+k")
+    page.wait_for_function("document.activeElement.type === 'search'")
+    page.keyboard.press("Escape")
+    solution = page.query_selector(".admonition.dropdown.toggle-hidden")
+    solution.query_selector("button.toggle-button").focus()
+    page.keyboard.press("Enter")
+    assert "toggle-hidden" not in solution.get_attribute("class")
+
+
+def test_light_and_dark_can_be_switched(visit):
+    page = visit(color_scheme="light").open("book/intro.html")
+    themes = set()
+    for _ in range(3):
+        themes.add(page.evaluate("document.documentElement.dataset.theme"))
+        page.locator("button.theme-switch-button").first.click()
+    assert themes == {"light", "dark"}
+
+
+@pytest.mark.parametrize("path", CHAPTERS)
+def test_a_chapter_leads_on_and_can_be_taken_away(visit, path):
+    page = visit().open(path)
+    assert page.locator(".prev-next-footer a.left-prev").count() == 1
+    assert page.locator(".prev-next-footer a.right-next").count() == 1
+    download = page.locator(".btn-download-source-button")
+    assert download.first.get_attribute("href", timeout=1000).endswith(".ipynb")
