@@ -35,9 +35,11 @@ class ConditionalInstanceNorm2dPlus(nn.Module):
 class ConvMeanPool(nn.Module):
     """A convolution, then the mean of every 2×2 pixels."""
 
-    def __init__(self, inputs, outputs, kernel):
+    def __init__(self, inputs, outputs, kernel, adjust_padding=False):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+        if adjust_padding:
+            self.conv = nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), self.conv)
 
     def forward(self, x):
         x = self.conv(x)
@@ -49,17 +51,31 @@ def dilated(inputs, outputs, dilation):
 
 
 class ConditionalResidualBlock(nn.Module):
-    def __init__(self, inputs, outputs, classes, *, pool=False, dilation=1, shortcut=False):
+    def __init__(
+        self,
+        inputs,
+        outputs,
+        classes,
+        *,
+        pool=False,
+        dilation=1,
+        shortcut=False,
+        adjust_padding=False,
+    ):
         super().__init__()
         self.normalize1 = ConditionalInstanceNorm2dPlus(inputs, classes)
         self.conv1 = dilated(inputs, inputs, dilation)
         self.normalize2 = ConditionalInstanceNorm2dPlus(inputs, classes)
         self.conv2 = (
-            ConvMeanPool(inputs, outputs, 3) if pool else dilated(inputs, outputs, dilation)
+            ConvMeanPool(inputs, outputs, 3, adjust_padding)
+            if pool
+            else dilated(inputs, outputs, dilation)
         )
         if shortcut:
             self.shortcut = (
-                ConvMeanPool(inputs, outputs, 1) if pool else dilated(inputs, outputs, dilation)
+                ConvMeanPool(inputs, outputs, 1, adjust_padding)
+                if pool
+                else dilated(inputs, outputs, dilation)
             )
 
     def forward(self, x, y):
@@ -144,11 +160,16 @@ class CondRefineBlock(nn.Module):
 
 
 class CondRefineNetDilated(nn.Module):
-    """The network of PAPER §4.1: image [batch, channel, height, width], class [batch] → scores."""
+    """The network of PAPER §4.1: image [batch, channel, height, width], class [batch] → scores.
 
-    def __init__(self, ngf=64, image_channels=1, classes=10):
+    `adjusted` is the stage that is built with `adjust_padding`: the authors' code does so with the
+    fourth for images of 28 × 28 pixels, and with none for others.
+    """
+
+    def __init__(self, ngf=64, image_channels=1, classes=10, adjusted=None):
         super().__init__()
         wide = 2 * ngf
+        second, fourth = ({"adjust_padding": adjusted == number} for number in (2, 4))
 
         def stage(inputs, **kind):
             first = ConditionalResidualBlock(inputs, wide, classes, shortcut=True, **kind)
@@ -157,9 +178,9 @@ class CondRefineNetDilated(nn.Module):
 
         self.begin_conv = nn.Conv2d(image_channels, ngf, 3, padding=1)
         self.res1 = nn.ModuleList(ConditionalResidualBlock(ngf, ngf, classes) for _ in range(2))
-        self.res2 = stage(ngf, pool=True)
+        self.res2 = stage(ngf, pool=True, **second)
         self.res3 = stage(wide, dilation=2)
-        self.res4 = stage(wide, dilation=4)
+        self.res4 = stage(wide, dilation=4, **fourth)
         self.refine1 = CondRefineBlock([wide], wide, classes)
         self.refine2 = CondRefineBlock([wide, wide], wide, classes)
         self.refine3 = CondRefineBlock([wide, wide], ngf, classes)

@@ -44,6 +44,20 @@ def test_same_weights_give_the_outputs_of_the_reference_network(
         assert relative_error(network(x, level), reference(x, level)) < 1e-5
 
 
+def test_the_branch_for_28_pixels_changes_nothing():
+    """The authors' code builds stage 4 differently for MNIST, in a way that nothing there reads."""
+    plain = randomized(CondRefineNetDilated(3, 1, 4))
+    branch = CondRefineNetDilated(3, 1, 4, adjusted=4)
+    assert branch.state_dict().keys() == plain.state_dict().keys()
+    branch.load_state_dict(plain.state_dict())
+    x, level = torch.rand(2, 1, 28, 28), torch.tensor([0, 3])
+    with torch.no_grad():
+        assert torch.equal(branch(x, level), plain(x, level))
+    # In the stage that pools it would have changed even the names.
+    pooling = CondRefineNetDilated(3, 1, 4, adjusted=2)
+    assert pooling.state_dict().keys() != plain.state_dict().keys()
+
+
 def test_gradients_agree_with_the_reference_network():
     reference = randomized(CondRefineNetDilated(3, 1, 2))
     network = RefineNet(3, 1, 12, 2)
