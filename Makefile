@@ -16,10 +16,10 @@ step = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env book html refresh serve test lint types environment unit notebooks strict browser links lock clean
+.PHONY: help env book html refresh serve test lint types environment unit notebooks strict browser test-colab links lock clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z-]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 env: $(INSTALLED) ## create .venv and install the locked packages (done by the others when needed)
 
@@ -82,6 +82,10 @@ strict: $(INSTALLED) ## - build the site from the stored outputs, warnings being
 browser: strict ## - a browser looks at every page: offline, light and dark, on a phone
 	$(call step,browser: Chromium over the site)
 	@$(BIN)/python -m pytest tests/browser -m browser --timeout=300 $(ARGS)
+
+test-colab: $(INSTALLED) ## published notebooks in a fresh environment like Colab's, without the repository
+	$(call step,test-colab: two chapters and the training notebook (NCSN_COLAB=all: every one))
+	@$(BIN)/python -m pytest tests/colab -m colab --timeout=1200 $(ARGS)
 
 links: strict ## every link to another site leads somewhere (needs the internet)
 	@$(BIN)/jupyter-book build _build/source --path-output . --builder linkcheck

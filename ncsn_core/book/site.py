@@ -11,13 +11,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
-from ncsn_core.book import cache, claims, inserts, scorecard
+from ncsn_core.book import cache, claims, colab, inserts, scorecard
 from ncsn_core.book.ledger import Claim, load_ledger
 from ncsn_core.book.notebook import is_executed, read, to_bytes
 from ncsn_core.book.polish import polish
@@ -108,6 +110,9 @@ def _sources(root: Path, executed: bool) -> dict[Path, bytes]:
         if not path.is_file():
             raise BookError(f"{page} has not been executed: run `ncsn book execute {page.stem}`")
     notebooks = {page: read(path) for page, path in paths.items() if page.suffix == ".ipynb"}
+    config = yaml.safe_load(sources[Path(CONFIG)])
+    repository = colab.address(config)
+    sources[Path(CONFIG)] = yaml.safe_dump(colab.configure(config), allow_unicode=True).encode()
     ledger = load_ledger()
     book = inserts.Book(
         scorecard.rows(
@@ -124,6 +129,9 @@ def _sources(root: Path, executed: bool) -> dict[Path, bytes]:
                 if cell.cell_type == "markdown":
                     prose = inserts.fill(cell.source, book, page)
                     cell.source = inserts.name_exercises(prose, page)
+            if repository and page in run_here:
+                wheel = colab.wheel_address(repository, metadata.version("ncsn-core"))
+                published = colab.stamp(published, wheel)
             sources[page] = to_bytes(published)
         else:
             text = path.read_text(encoding="utf-8")
