@@ -135,6 +135,25 @@ def test_staging_takes_stored_or_executed_outputs(root):
     assert "measured −1.05" in staged.read_text()
 
 
+def test_staging_fills_in_measured_numbers(root):
+    (root / "book" / "intro.md").write_text("# Book\n\nIt is {measured}`16`.\n")
+    site.stage(root)
+    staged = (root / "_build" / "source" / "book" / "intro.md").read_text()
+    assert staged == "# Book\n\nIt is −0.98 [−0.98, −0.98].\n"
+
+
+def test_notebooks_are_stamped_where_the_repository_is_named(root):
+    staged = root / "_build" / "source"
+    site.stage(root)
+    assert "ncsn-core @" not in (staged / FIRST).read_text()
+    config = (root / "_config.yml").read_text()
+    address = "https://github.com/somebody/book"
+    (root / "_config.yml").write_text(config.replace('  url: ""', f"  url: {address}"))
+    site.stage(root)
+    assert "ncsn-core @ https://somebody.github.io/book/ncsn_core-" in (staged / FIRST).read_text()
+    assert "colab.research.google.com" in (staged / "_config.yml").read_text()
+
+
 def test_a_chapter_that_was_not_executed_is_named(root):
     with pytest.raises(BookError, match="run `ncsn book execute 10_ncsn`"):
         site.stage(root, executed=True)
