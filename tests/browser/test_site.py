@@ -120,6 +120,19 @@ def test_the_keyboard_reaches_content_search_and_solutions(visit):
     assert "toggle-hidden" not in solution.get_attribute("class")
 
 
+def test_a_slider_moves_by_keyboard(visit):
+    page = visit().open("notebooks/11_annealed_langevin.html")
+    box = page.locator(".ncsn-slider").first
+    before = box.locator("output").inner_text()
+    box.locator("input").focus()
+    page.keyboard.press("ArrowRight")
+    after = box.locator("output").inner_text()
+    assert after != before
+    shown = box.locator("img:visible")
+    assert shown.count() == 1
+    assert shown.get_attribute("data-label") == after
+
+
 def test_light_and_dark_can_be_switched(visit):
     page = visit(color_scheme="light").open("book/intro.html")
     themes = set()
