@@ -167,12 +167,20 @@ def hutchinson_divergence(
     return torch.stack([quadratic_form(score, x, w, mode)[1] for w in drawn]).mean(0)
 
 
-def jacobian(score: Score, x: Batch) -> Float[Tensor, "batch dimension dimension"]:
-    """J of each sample, row i holding the derivatives of sᵢ; for small D only."""
+def jacobian(
+    score: Score, x: Batch, *, chunk: int | None = None
+) -> Float[Tensor, "batch dimension dimension"]:
+    """J of each sample, row i holding the derivatives of sᵢ; for small D only.
+
+    Args:
+        score: maps a batch to a batch of the same shape, sample by sample.
+        x: the batch.
+        chunk: rows at once, which bounds the memory; None: all D.
+    """
     check_finite(x)
     _, pull_back = _vjp(score, x)
     indices = torch.arange(math.prod(x.shape[1:]), device=x.device)
-    rows = vmap(lambda i: pull_back(_basis(i, x)).flatten(1))(indices)
+    rows = vmap(lambda i: pull_back(_basis(i, x)).flatten(1), chunk_size=chunk)(indices)
     return rows.transpose(0, 1)
 
 
