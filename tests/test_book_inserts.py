@@ -36,8 +36,8 @@ LEDGER = {
     16: claim(16),
     24: claim(
         24,
-        annealing=Measurement("a ratio", Band(1, None)),
-        conditioning=Measurement("another ratio", Band(1, None)),
+        annealing=Measurement("a ratio", Band(1.0, None)),
+        conditioning=Measurement("another ratio", Band(1.0, None)),
     ),
     28: claim(28),
 }
@@ -54,7 +54,7 @@ def book(tmp_path):
     """A book of one chapter: claim 16 holds, one half of 24 fails, 28 is not measured."""
     outputs = [
         verdict(16, "", -0.98),
-        verdict(24, "annealing", 3),
+        verdict(24, "annealing", 3.0),
         verdict(24, "conditioning", 0.5),
     ]
     exercise = ":::{admonition} Exercise 1: how many $x$?\n:class: tip\n\nCount.\n:::"
@@ -173,14 +173,14 @@ def test_the_picture_shows_whether_the_value_lies_in_the_band(value):
 
 
 def test_an_open_band_reaches_to_the_edge_and_large_factors_are_logarithmic():
-    left, right, dot = drawn(numbers(1000.0, [10, 100_000], low=1))
+    left, right, dot = drawn(numbers(1000.0, [10.0, 100_000.0], low=1.0))
     assert right > 145
     assert left < dot < right
-    middle = drawn(numbers(1000.0, [1, 1_000_000], low=1))[2]
+    middle = drawn(numbers(1000.0, [1.0, 1_000_000.0], low=1.0))[2]
     assert middle == pytest.approx(75, abs=1)  # 1, 1e3, 1e6: the value lies in the middle
 
 
 def test_no_picture_without_a_finite_number():
-    assert band_plot(numbers(float("nan"), low=1)) == ""
+    assert band_plot(numbers(float("nan"), low=1.0)) == ""
     assert band_plot(scorecard.Row(claim(16), "", None, True)) == ""
-    assert "circle" in band_plot(numbers(2.0, low=2, high=2))
+    assert "circle" in band_plot(numbers(2.0, low=2.0, high=2.0))

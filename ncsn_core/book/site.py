@@ -57,11 +57,11 @@ def build(root: Path, *, executed: bool = False, strict: bool = False) -> Path:
     )
     log = result.stdout.replace(f"{build_folder / 'source'}{os.sep}", "")
     (build_folder / "site.log").write_text(log, encoding="utf-8")
+    polish(build_folder / "html")
     index = build_folder / "html" / "index.html"
     if result.returncode != 0 or not index.is_file():
         why = "has a warning or an error" if strict else "could not be built"
         raise BookError(f"the site {why}; jupyter-book says:\n{_complaints(log)}")
-    polish(build_folder / "html")
     return index
 
 
