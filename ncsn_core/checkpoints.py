@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from ncsn_core.errors import CorruptFileError, UnknownNameError
 from ncsn_core.files import write_atomically
-from ncsn_core.networks import DigitClassifier, EnergyScore, NoiseConditionalScore, RefineNet
+from ncsn_core.networks import (
+    ContinuousScore,
+    DigitClassifier,
+    EnergyScore,
+    NoiseConditionalScore,
+    RefineNet,
+)
 from ncsn_core.schedules import geometric_ladder
 
 MODELS = Path(__file__).parent / "models"
@@ -210,7 +216,11 @@ def build_score(
     autocast: torch.dtype | None = None,
 ) -> NoiseConditionalScore:
     """The score that a configuration makes of its network."""
-    kind = EnergyScore if config.get("parametrization") == "energy" else NoiseConditionalScore
+    parametrization = config.get("parametrization")
+    if parametrization == "continuous":
+        mean, std = config["data_mean"], config["data_std"]
+        return ContinuousScore(network, sigmas, data_mean=mean, data_std=std, autocast=autocast)
+    kind = EnergyScore if parametrization == "energy" else NoiseConditionalScore
     conditional = config.get("conditional", True)
     return kind(network, sigmas, conditional=conditional, autocast=autocast)
 

@@ -15,7 +15,7 @@ from ncsn_core.schedules import geometric_ladder
 
 CHOICES = {
     "rate_schedule": ("constant", "cosine"),
-    "parametrization": ("score", "energy"),
+    "parametrization": ("score", "energy", "continuous"),
     "objective": ("denoising", "sliced"),
 }
 
@@ -31,8 +31,10 @@ class TrainingConfig:
         sigma_first, sigma_last: ends of the geometric ladder.
         keep_means: the "++" of the normalization.
         conditional: whether the network is told the noise level; False is an ablation.
-        parametrization: "score", as in the paper, or "energy", see
-            `ncsn_core.networks.EnergyScore`.
+        parametrization: "score", as in the paper; "energy", see `ncsn_core.networks.EnergyScore`;
+            "continuous", see `ncsn_core.networks.ContinuousScore`, trained on a σ whose logarithm
+            is uniform between the ladder's ends.
+        data_mean, data_std: of the pixels; a "continuous" network is preconditioned with them.
         objective: "denoising" (Eq. 6), or "sliced", see
             `ncsn_core.objectives.multilevel_sliced_score_matching`.
         flip: random left-right flips.
@@ -59,6 +61,8 @@ class TrainingConfig:
     keep_means: bool = True
     conditional: bool = True
     parametrization: str = "score"
+    data_mean: float = 0.5
+    data_std: float = 0.5
     objective: str = "denoising"
     flip: bool
     train_images: int | None = None
@@ -101,7 +105,15 @@ class TrainingConfig:
             raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0; got {self.seed}")
-        for name in ("learning_rate", "gradient_clip"):
+        if self.parametrization == "continuous":
+            if self.objective == "sliced" or not self.conditional or self.levels < 2:
+                raise ValueError(
+                    "a continuous parametrization is trained by denoising, is told the noise level "
+                    "and has at least two levels"
+                )
+            if not math.isfinite(self.data_mean):
+                raise ValueError(f"data_mean must be finite; got {self.data_mean}")
+        for name in ("learning_rate", "gradient_clip", "data_std"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value}")

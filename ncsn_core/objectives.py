@@ -248,6 +248,52 @@ def multilevel_denoising_score_matching(
     return loss_weight(sigma, weight_power) * _half_square(predicted + target)
 
 
+def continuous_denoising_score_matching(
+    score: NoiseConditional,
+    x: Float[Tensor, "batch *shape"],
+    ends: tuple[float, float],
+    *,
+    data_std: float,
+    sigma: PerSample | None = None,
+    noise: Float[Tensor, "batch *shape"] | None = None,
+    generator: torch.Generator | None = None,
+) -> PerSample:
+    """Denoising score matching over every σ between two ends (Karras et al. 2022, §5).
+
+    The loss of `multilevel_denoising_score_matching` with log σ uniform between the ends, and
+    λ(σ) = σ² (σ² + s²)/s², where s is the standard deviation of the data.  With σ² alone, as in the
+    ladder of the paper, levels far above s would count for nothing: there the best denoiser answers
+    with the data's mean, and what it gets wrong is of size s and not σ.  This λ makes it the mean
+    square of a preconditioned network's error, see `ncsn_core.networks.ContinuousScore`.
+
+    Args:
+        score: maps (x̃ `[batch, *shape]`, σ [batch]) to a tensor like x̃.
+        x: clean data.
+        ends: the largest and the smallest σ.
+        data_std: s, in the units of the data.
+        sigma: σ of each sample; drawn when not given.
+        noise: z; drawn from N(0, I) when not given.
+        generator: source of what is drawn; on the device of `x`.
+
+    Raises:
+        ValueError: unless first > last > 0 and data_std > 0, or for a score that changes the shape.
+    """
+    first, last = ends
+    if not (first > last > 0 and data_std > 0):
+        raise ValueError(
+            f"needs ends first > last > 0 and a positive data_std; got {ends} and {data_std}"
+        )
+    if sigma is None:
+        u = torch.rand(len(x), device=x.device, generator=generator)
+        sigma = last * (first / last) ** u
+    if noise is None:
+        noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
+    column = sigma.reshape(-1, *[1] * (x.ndim - 1))
+    predicted = shape_checked(lambda y: score(y, sigma))(x + column * noise)
+    weight = sigma**2 * (sigma**2 + data_std**2) / data_std**2
+    return weight * _half_square(predicted + noise / column)
+
+
 def multilevel_sliced_score_matching(
     score: NoiseConditional,
     x: Float[Tensor, "batch *shape"],

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ncsn_core.data import batches, load_images
 from ncsn_core.errors import NCSNError, NonFiniteLossError
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.objectives import (
+    continuous_denoising_score_matching,
     multilevel_denoising_score_matching,
     multilevel_sliced_score_matching,
 )
@@ -229,7 +231,11 @@ def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
         return None
     previous = checkpoints.load(folder)
     wanted = config.to_dict()
-    changed = [k for k, v in wanted.items() if previous.config.get(k) != v and k != "steps"]
+    defaults = {
+        field.name: field.default for field in fields(config)
+    }  # settings newer than the run
+    found = defaults | previous.config
+    changed = [k for k, v in wanted.items() if found.get(k) != v and k != "steps"]
     if changed:
         raise NCSNError(
             f"the folder {folder.name!r} holds a run with another configuration "
@@ -252,13 +258,18 @@ class _Loss(nn.Module):
             if config.objective == "sliced"
             else multilevel_denoising_score_matching
         )
-        self.weight_power = config.weight_power
+        self.config = config
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of clean images `x`, with levels and noise from `generator`."""
-        sigmas = self.score.sigmas
+        config = self.config
+        if config.parametrization == "continuous":
+            ends = (config.sigma_first, config.sigma_last)
+            return continuous_denoising_score_matching(
+                self.score, x, ends, data_std=config.data_std, generator=generator
+            ).mean()
         return self.objective(
-            self.score, x, sigmas, weight_power=self.weight_power, generator=generator
+            self.score, x, self.score.sigmas, weight_power=config.weight_power, generator=generator
         ).mean()
 
 

@@ -1,9 +1,15 @@
 """Multi-level denoising score matching against closed forms for Gaussian data."""
 
+import math
+
 import pytest
+import scipy.stats
 import torch
 
-from ncsn_core.objectives import multilevel_denoising_score_matching
+from ncsn_core.objectives import (
+    continuous_denoising_score_matching,
+    multilevel_denoising_score_matching,
+)
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
 
@@ -241,3 +247,49 @@ def test_double_precision_stays():
 def test_a_score_of_another_shape_is_refused(wrong):
     with pytest.raises(ValueError, match=r"shape of its input, \(4, 2, 3, 3\)"):
         multilevel_denoising_score_matching(wrong, torch.zeros(4, 2, 3, 3), SIGMAS)
+
+
+# --- every σ between two ends -------------------------------------------------------------------
+
+
+def test_continuous_loss_is_its_formula():
+    score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # noqa: E731
+    x, noise = torch.randn(5, 3), torch.randn(5, 3)
+    sigma = torch.tensor([2.0, 1.0, 0.5, 0.1, 0.02])
+    got = continuous_denoising_score_matching(
+        score, x, (2.0, 0.02), data_std=0.5, sigma=sigma, noise=noise
+    )
+    noised = x + sigma[:, None] * noise
+    error = 0.5 * (score(noised, sigma) + noise / sigma[:, None]).square().sum(1)
+    torch.testing.assert_close(got, error * sigma**2 * (sigma**2 + 0.25) / 0.25)
+
+
+def test_log_sigma_is_uniform_between_the_ends():
+    seen = []
+
+    def watches(x, sigma):
+        seen.append(sigma)
+        return torch.zeros_like(x)
+
+    continuous_denoising_score_matching(
+        watches, torch.zeros(40_000, 1), (8.0, 0.01), data_std=0.5, generator=generator_for(0)
+    )
+    u = (seen[0] / 0.01).log() / math.log(800)
+    assert u.min() >= 0 and u.max() <= 1
+    statistic, p = scipy.stats.kstest(u.numpy(), "uniform")
+    assert p > 1e-4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ends": (0.01, 8.0), "data_std": 0.5},
+        {"ends": (1.0, 0.0), "data_std": 0.5},
+        {"ends": (1.0, 0.1), "data_std": 0.0},
+    ],
+)
+def test_impossible_ends_are_refused(settings):
+    with pytest.raises(ValueError, match="first > last > 0"):
+        continuous_denoising_score_matching(
+            lambda x, sigma: x, torch.zeros(1, 1), settings["ends"], data_std=settings["data_std"]
+        )

@@ -15,6 +15,7 @@ from ncsn_core.networks.refinenet import (
     ConditionalInstanceNormPlus,
     box_average,
     instance_norm_plus,
+    rows,
 )
 from ncsn_core.training import can_compile
 
@@ -332,3 +333,23 @@ def test_bfloat16_changes_the_loss_by_little():
         rounded = loss()
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.01)
+
+
+# --- noise between two levels -------------------------------------------------------------------
+
+
+def test_whole_indices_in_floating_point_are_the_levels():
+    torch.manual_seed(0)
+    network = RefineNet(2, 1, 8, levels=3).requires_grad_(False)
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(
+        network(x, torch.tensor([0.0, 1.0, 2.0])), network(x, torch.tensor([0, 1, 2]))
+    )
+
+
+def test_rows_are_interpolated_and_their_gradient_is_shared():
+    table = torch.tensor([[0.0, 1.0], [2.0, 5.0], [4.0, 0.0]], requires_grad=True)
+    got = rows(table, torch.tensor([0.25, 1.5, 2.0]))
+    assert got.tolist() == [[0.5, 2.0], [3.0, 2.5], [4.0, 0.0]]
+    got[0].sum().backward()
+    assert table.grad.tolist() == [[0.75, 0.75], [0.25, 0.25], [0.0, 0.0]]

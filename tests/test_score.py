@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ncsn_core.divergence import jacobian
-from ncsn_core.networks import EnergyScore, NoiseConditionalScore, RefineNet
+from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
 from ncsn_core.schedules import geometric_ladder
 
 
@@ -80,6 +80,92 @@ def test_an_unconditional_network_hears_the_same_index_at_every_level():
     assert score(torch.zeros(10, 1), geometric_ladder()).flatten().tolist() == [0.0] * 10
     with pytest.raises(ValueError, match="not a noise level"):
         score(torch.zeros(1, 1), torch.tensor([0.5]))
+
+
+# --- a score at every σ ---------------------------------------------------------------------------
+
+
+class AnswersWithZero(nn.Module):
+    def forward(self, x, level):
+        return torch.zeros_like(x)
+
+
+def continuous(network, **changes):
+    settings = {"data_mean": 0.3, "data_std": 0.5} | changes
+    return ContinuousScore(network, geometric_ladder(8.0, 0.01, 10), **settings)
+
+
+def test_indices_of_a_continuous_score_are_linear_in_log_sigma():
+    seen = []
+
+    class Watches(nn.Module):
+        def forward(self, x, level):
+            seen.append(level)
+            return x
+
+    sigmas = geometric_ladder(8.0, 0.01, 10)
+    between = (sigmas[3] * sigmas[4]).sqrt()
+    continuous(Watches())(torch.zeros(3, 2), torch.stack([sigmas[0], between, sigmas[9]]))
+    torch.testing.assert_close(seen[0], torch.tensor([0.0, 3.5, 9.0]), atol=1e-5, rtol=0)
+
+
+def test_a_network_that_answers_zero_has_the_score_of_one_gaussian():
+    x, sigma = torch.rand(4, 3), torch.tensor([8.0, 1.0, 0.1, 0.01])
+    expected = -(x - 0.3) / (sigma[:, None] ** 2 + 0.25)
+    torch.testing.assert_close(continuous(AnswersWithZero())(x, sigma), expected)
+
+
+def test_the_best_network_behind_a_continuous_score_has_inputs_and_outputs_of_unit_variance():
+    """For the data ±s, whose denoiser is known: what the network sees, and what it should answer."""
+    torch.manual_seed(0)
+    s, n = 0.5, 200_000
+    x = s * torch.randint(0, 2, (n, 1)).mul(2).sub(1).float() + 0.3
+    for sigma in (0.01, 0.3, 8.0):
+        seen = []
+
+        class Watches(nn.Module):
+            def forward(self, y, level, seen=seen):
+                seen.append(2 * y - 1)
+                return torch.zeros_like(y)
+
+        noise = torch.randn_like(x)
+        score = continuous(Watches())(x + sigma * noise, torch.full((n,), sigma))
+        c = (sigma**2 + s**2) ** -0.5
+        wanted = (-noise / sigma - score) * sigma / (c * s)  # the F whose score is the target's
+        assert seen[0].var().item() == pytest.approx(1, abs=0.02)
+        assert wanted.var().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_continuous_score_is_continuous_and_meets_the_rows_of_its_ladder():
+    torch.manual_seed(0)
+    network = RefineNet(2, 1, 8, levels=10).requires_grad_(False)
+    score = continuous(network)
+    x = torch.rand(1, 1, 8, 8)
+    at, near = score(x, score.sigmas[4:5]), score(x, score.sigmas[4:5] * 1.0001)
+    torch.testing.assert_close(at, near, rtol=0.01, atol=0.01 * float(at.abs().max()))
+    c = (score.sigmas[4] ** 2 + 0.25) ** -0.5
+    inner = network((1 + c * (x - 0.3)) / 2, torch.tensor([4]))
+    expected = c * (0.5 / score.sigmas[4] * inner - c * (x - 0.3))
+    torch.testing.assert_close(at, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("stranger", [9.0, 0.009, 0.0, -1.0, float("nan")])
+def test_a_sigma_beyond_the_ends_is_refused(stranger):
+    with pytest.raises(
+        ValueError, match=r"outside of what this network was trained for, 0.01 to 8"
+    ):
+        continuous(AnswersWithZero())(torch.zeros(2, 1), torch.tensor([1.0, stranger]))
+
+
+def test_a_continuous_score_needs_a_geometric_ladder_and_a_spread():
+    with pytest.raises(ValueError, match="geometric"):
+        ContinuousScore(
+            AnswersWithZero(), torch.tensor([1.0, 0.9, 0.1]), data_mean=0.0, data_std=1.0
+        )
+    with pytest.raises(ValueError, match="two levels"):
+        ContinuousScore(AnswersWithZero(), torch.tensor([1.0]), data_mean=0.0, data_std=1.0)
+    with pytest.raises(ValueError, match="data_std"):
+        continuous(AnswersWithZero(), data_std=0.0)
 
 
 # --- a score that is a gradient ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Training: exact resume, what stops a run, what is kept, and that it learns."""
 
+import json
 import math
 import re
 
@@ -12,8 +13,9 @@ from ncsn_core.classifiers import shift, train_classifier
 from ncsn_core.config import load_config
 from ncsn_core.data import batches
 from ncsn_core.errors import CorruptFileError, NCSNError, NonFiniteLossError
-from ncsn_core.networks import NoiseConditionalScore
+from ncsn_core.networks import ContinuousScore, NoiseConditionalScore
 from ncsn_core.objectives import (
+    continuous_denoising_score_matching,
     multilevel_denoising_score_matching,
     multilevel_sliced_score_matching,
 )
@@ -468,6 +470,7 @@ VARIANTS = {
     "plain norm": {"keep_means": False},
     "one level": {"levels": 1, "sigma_first": 0.01},
     "small images": {"image_size": 14},
+    "continuous": {"parametrization": "continuous", "sigma_first": 8.0, "data_std": 0.3},
 }
 
 
@@ -497,6 +500,30 @@ def test_the_sliced_loss_is_the_objectives(run_training, tiny_config, tmp_path, 
     _, x, generator = next(batches(few_images, config.batch_size, seed=config.seed))
     loss = multilevel_sliced_score_matching(score, x, config.sigmas, generator=generator)
     assert record.history["loss"] == [round(float(loss.detach().mean()), 4)]
+
+
+def test_the_continuous_loss_is_the_objectives(
+    run_training, tiny_config, tmp_path, few_images, refinenet
+):
+    config = tiny_config(parametrization="continuous", steps=1, data_mean=0.1, data_std=0.3)
+    record = run_training(config, tmp_path)
+    torch.manual_seed(config.seed)
+    network = checkpoints.build_network(config.to_dict())
+    score = ContinuousScore(network, config.sigmas, data_mean=0.1, data_std=0.3)
+    _, x, generator = next(batches(few_images, config.batch_size, seed=config.seed))
+    ends = (config.sigma_first, config.sigma_last)
+    loss = continuous_denoising_score_matching(score, x, ends, data_std=0.3, generator=generator)
+    assert record.history["loss"] == [pytest.approx(float(loss.detach().mean()), abs=1e-3)]
+
+
+def test_a_run_from_before_a_setting_existed_is_continued(run_training, tiny_config, tmp_path):
+    config = tiny_config(steps=2, checkpoint_every=1)
+    record = run_training(config, tmp_path, minutes=0.0)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["config"]["data_std"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert record.manifest["step"] == 1
+    assert run_training(config, tmp_path).manifest["step"] == 2
 
 
 @pytest.mark.parametrize("changes", [{"objective": "sliced"}, {"parametrization": "energy"}])

@@ -12,11 +12,12 @@ from ncsn_core.networks.mlp import MLP, ConditionalMLP, Ensemble
 from ncsn_core.networks.pixelcnn import PixelCNN
 from ncsn_core.networks.refinenet import RefineNet
 from ncsn_core.networks.residual_autoencoder import ResidualAutoencoder
-from ncsn_core.networks.score import EnergyScore, NoiseConditionalScore
+from ncsn_core.networks.score import ContinuousScore, EnergyScore, NoiseConditionalScore
 
 __all__ = [
     "MLP",
     "ConditionalMLP",
+    "ContinuousScore",
     "DigitClassifier",
     "Discriminator",
     "EnergyModel",

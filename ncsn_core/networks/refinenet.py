@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 Features = Float[Tensor, "batch _ _ _"]  # a feature map [batch, channel, height, width]
 Coefficients = Float[Tensor, "batch channel"]
-Levels = Int[Tensor, " batch"]
+Levels = Int[Tensor, " batch"] | Float[Tensor, " batch"]
 
 
 def instance_norm_plus(
@@ -81,7 +81,8 @@ def compiled_instance_norm_plus() -> Callable[..., Tensor]:
 class ConditionalInstanceNormPlus(nn.Module):
     """`instance_norm_plus` with one row of γ, α, β for each noise level.
 
-    γ, α ~ N(1, 0.02²) and β = 0 at the start.
+    γ, α ~ N(1, 0.02²) and β = 0 at the start.  A level is the index of a row, or a number between
+    two indices, where the rows are interpolated.
 
     Args:
         channels: number of feature maps, at least 2 (V is a variance over them).
@@ -104,8 +105,16 @@ class ConditionalInstanceNormPlus(nn.Module):
 
     def forward(self, x: Features, level: Levels) -> Features:
         normalize = compiled_instance_norm_plus() if self.fused else instance_norm_plus
-        alpha = None if self.alpha is None else self.alpha[level]
-        return normalize(x, self.gamma[level], self.beta[level], alpha, elu=self.elu)
+        alpha = None if self.alpha is None else rows(self.alpha, level)
+        return normalize(x, rows(self.gamma, level), rows(self.beta, level), alpha, elu=self.elu)
+
+
+def rows(table: Float[Tensor, "levels channel"], level: Levels) -> Coefficients:
+    """The rows of a table; at an index between two of them, their linear interpolation."""
+    if not level.is_floating_point():
+        return table[level]
+    below = level.floor().clamp(0, len(table) - 2).long()
+    return torch.lerp(table[below], table[below + 1], (level - below)[:, None])
 
 
 def box_average(x: Features, width: int = 5) -> Features:
@@ -340,9 +349,11 @@ class RefineNet(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch channel height width"],
-        level: Int[Tensor, " batch"],
+        level: Levels,
     ) -> Float[Tensor, "batch channel height width"]:
         """Return the scores of `x` `[batch, *image_shape]`, each at its own noise level index.
+
+        Indices that are not whole, in floating point, stand for noise between two levels.
 
         Raises:
             ValueError: when the images have another shape than the network was built for.

@@ -1,4 +1,4 @@
-"""From a network that knows level indices to a score that takes σ."""
+"""From a network that knows level indices to a score that takes σ: of a ladder, or any."""
 
 import torch
 from jaxtyping import Float
@@ -61,6 +61,10 @@ class NoiseConditionalScore(nn.Module):
         level = matches.to(torch.uint8).argmax(dim=1)
         if not self.conditional:
             level = torch.zeros_like(level)
+        return self._run(x, level)
+
+    def _run(self, x: Tensor, level: Tensor) -> Tensor:
+        """The network at its precision."""
         if self.autocast is None:
             return self.network(x, level)
         with torch.autocast(x.device.type, self.autocast):
@@ -97,3 +101,70 @@ class EnergyScore(NoiseConditionalScore):
             ValueError: when a σ is not on the ladder.
         """
         return -torch.func.grad(lambda y: self.energy(y, sigma).sum())(x)
+
+
+class ContinuousScore(NoiseConditionalScore):
+    """s_θ(x, σ) at every σ between the ends of its ladder, as ODE and SDE samplers want it.
+
+    The network's normalizations interpolate, linearly in log σ, between the rows that they hold for
+    the ladder's levels.  Around the network F stands the preconditioning of Karras et al. (2022,
+    Table 1), written for the score: with μ and s² the mean and variance of the data's pixels and
+    c² = 1/(σ² + s²),
+
+        s_θ(x, σ) = −c² (x − μ) + (c s/σ) F(c (x − μ), σ).
+
+    The first term is the exact score of N(μ, (σ² + s²) I).  F has inputs of unit variance, and the
+    best F outputs of unit variance, at every σ.
+
+    Args:
+        network: as for `NoiseConditionalScore`, and takes fractional indices; its input is mapped
+            by 2x − 1, as the RefineNet does.
+        sigmas: the ladder; at least two levels, in geometric progression.
+        data_mean, data_std: μ and s, in the units of the data.
+        autocast: see `NoiseConditionalScore`.
+
+    Raises:
+        ValueError: if `sigmas` is not such a ladder, or `data_std` not positive.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigmas: Float[Tensor, " levels"],
+        *,
+        data_mean: float,
+        data_std: float,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(network, sigmas, autocast=autocast)
+        if len(sigmas) < 2:
+            raise ValueError("a score of continuous sigma needs at least two levels")
+        logs = sigmas.double().log()
+        if not torch.allclose(logs.diff(), (logs[-1] - logs[0]) / (len(logs) - 1), atol=1e-4):
+            raise ValueError("the levels must be in geometric progression")
+        if not data_std > 0:
+            raise ValueError(f"data_std must be positive; got {data_std}")
+        self.data_mean = data_mean
+        self.data_std = data_std
+
+    def forward(
+        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *shape"]:
+        """Scores of `x`, each at its own σ.
+
+        Raises:
+            ValueError: when a σ lies beyond the ends of the ladder.
+        """
+        first, last = self.sigmas[0], self.sigmas[-1]
+        known = (sigma <= first * (1 + 1e-5)) & (sigma >= last * (1 - 1e-5))
+        if not known.all():
+            raise ValueError(
+                f"sigma = {sigma[~known][0].item():.6g} lies outside of what this network was "
+                f"trained for, {last.item():.4g} to {first.item():.4g}"
+            )
+        level = (sigma / first).log() / (last / first).log() * (len(self.sigmas) - 1)
+        column = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        c = torch.rsqrt(column**2 + self.data_std**2)
+        centered = x - self.data_mean
+        f = self._run((1 + c * centered) / 2, level)  # the network maps its input by 2x − 1
+        return c * (self.data_std / column * f - c * centered)
