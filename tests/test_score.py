@@ -116,7 +116,7 @@ def test_a_network_that_answers_zero_has_the_score_of_one_gaussian():
 
 
 def test_the_best_network_behind_a_continuous_score_has_inputs_and_outputs_of_unit_variance():
-    """For the data ±s, whose denoiser is known: what the network sees, and what it should answer."""
+    """For the data ±s: what the network sees, and what it should answer."""
     torch.manual_seed(0)
     s, n = 0.5, 200_000
     x = s * torch.randint(0, 2, (n, 1)).mul(2).sub(1).float() + 0.3
