@@ -7,11 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import (
     geometric_ladder,
+    karras_ladder,
     langevin_step_sizes,
     loss_weight,
+    matched_epsilon,
+    matched_ratio,
+    overlap,
     validate_ladder,
+    variance_left,
 )
 
 INF, NAN = math.inf, math.nan
@@ -141,3 +147,76 @@ def test_step_sizes_need_a_positive_finite_epsilon(epsilon):
 def test_step_sizes_need_a_ladder():
     with pytest.raises(ValueError, match=r"decrease strictly; level 2 is 1.0 after 0.5"):
         langevin_step_sizes(torch.tensor([0.5, 1.0]), 2e-5)
+
+
+# --- after NCSN --------------------------------------------------------------------------------
+
+
+def test_roots_of_a_karras_ladder_are_equally_spaced_and_its_ends_exact():
+    ladder = karras_ladder(8.0, 0.01, 18)
+    roots = ladder.double() ** (1 / 7)
+    torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(17), rtol=1e-4, atol=0)
+    assert ladder[0].item() == 8.0
+    assert ladder[-1] == torch.tensor(0.01)
+
+
+def test_a_karras_ladder_of_large_power_is_geometric():
+    torch.testing.assert_close(
+        karras_ladder(1.0, 0.01, 10, power=1e5), geometric_ladder(), rtol=1e-3, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    "bad", [{"first": 0.001}, {"last": 0.0}, {"levels": 1}, {"power": 0.0}, {"first": math.inf}]
+)
+def test_impossible_karras_ladders_are_refused(bad):
+    with pytest.raises(ValueError, match="first > last"):
+        karras_ladder(**bad)
+
+
+@pytest.mark.parametrize(("dimension", "ratio"), [(784, 1.082), (3072, 1.040)])
+def test_matched_ratio_is_the_published_one(dimension, ratio):
+    assert matched_ratio(dimension) == pytest.approx(ratio, abs=6e-4)
+    assert overlap(matched_ratio(dimension), dimension) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_levels_of_ncsn_share_nothing_by_this_measure():
+    assert overlap(1.668, 784) < 1e-6
+    assert overlap(1.0, 784) > 0.99
+
+
+def test_overlap_is_the_mass_that_radii_share():
+    """‖x‖ of x ~ N(0, I) beside those of N(0, γ² I), by simulation; n = 200,000."""
+    n, dimension, ratio = 200_000, 50, 1.3
+    radii = torch.randn(n, dimension, generator=generator_for(0)).norm(dim=1)
+    above = ratio * dimension**0.5
+    share = ((radii - above).abs() < 3 * ratio / 2**0.5).double().mean()
+    assert 0.3 < overlap(ratio, dimension) < 0.9
+    assert overlap(ratio, dimension) == pytest.approx(float(share), abs=0.02)
+
+
+@pytest.mark.parametrize(("dimension", "share"), [(2, 0.5), (784, 0.0), (784, 0.95)])
+def test_a_ratio_that_does_not_exist_is_refused(dimension, share):
+    with pytest.raises(ValueError, match="8 or more"):
+        matched_ratio(dimension, share)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_variance_left_is_the_recurrence(steps):
+    epsilon, last, ratio = 3e-5, 0.01, 1.2
+    variance = ratio**2
+    for _ in range(steps):
+        variance = (1 - epsilon / (2 * last**2)) ** 2 * variance + epsilon / last**2
+    assert variance_left(epsilon, last, ratio, steps) == pytest.approx(variance)
+
+
+def test_variance_of_the_authors_code_settles_at_its_known_excess():
+    assert variance_left(4e-5, 0.01, 1.668, 100) == pytest.approx(1.111, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 100])
+def test_no_other_step_leaves_a_variance_nearer_to_one(steps):
+    best = matched_epsilon(0.01, 1.082, steps)
+    distance = abs(variance_left(best, 0.01, 1.082, steps) - 1)
+    for factor in (0.5, 0.9, 1.1, 2.0):
+        assert abs(variance_left(factor * best, 0.01, 1.082, steps) - 1) >= distance

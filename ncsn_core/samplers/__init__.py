@@ -2,13 +2,30 @@
 
 All take `(score, x, *, ..., generator, callback)`, with x `[batch, *shape]` the starts of as many
 independent chains.  They draw their randomness from `generator` alone, leave `x` as it was, show
-every update to `callback` as a `State`, and never print.
+every update to `callback` as a `State`, and never print.  The two solvers that choose their own
+steps, at the end of `ode`, have no callback.
 """
 
 from ncsn_core.samplers.annealed import annealed_langevin
+from ncsn_core.samplers.consistent import consistent_annealed
 from ncsn_core.samplers.inpainting import inpaint
 from ncsn_core.samplers.langevin import langevin
 from ncsn_core.samplers.mala import Mala, mala, score_of
+from ncsn_core.samplers.ode import log_likelihood, probability_flow, solve_probability_flow
+from ncsn_core.samplers.reverse import reverse_diffusion
 from ncsn_core.samplers.state import State
 
-__all__ = ["Mala", "State", "annealed_langevin", "inpaint", "langevin", "mala", "score_of"]
+__all__ = [
+    "Mala",
+    "State",
+    "annealed_langevin",
+    "consistent_annealed",
+    "inpaint",
+    "langevin",
+    "log_likelihood",
+    "mala",
+    "probability_flow",
+    "reverse_diffusion",
+    "score_of",
+    "solve_probability_flow",
+]
