@@ -49,6 +49,12 @@ def test_a_card_says_what_sets_a_variant_apart(record):
     assert "sliced, 3 steps" in text
 
 
+def test_a_card_says_that_a_network_knows_every_noise_level():
+    text = card(checkpoints.load("mnist14_continuous"))
+    assert "at every noise level between the ends, preconditioned" in text
+    assert "from 8 to 0.01" in text
+
+
 def test_results_need_a_bundle():
     with pytest.raises(ValueError, match="no results bundles"):
         results_card(checkpoints.load(NCSN[0]), [])

@@ -99,6 +99,8 @@ def _variant(config: dict) -> str:
         parts.append("not told the noise level")
     if config.get("parametrization") == "energy":
         parts.append("the gradient of an energy")
+    if config.get("parametrization") == "continuous":
+        parts.append("at every noise level between the ends, preconditioned")
     if not config["keep_means"]:
         parts.append("plain instance normalization")
     return "".join(f"; {part}" for part in parts)
