@@ -243,7 +243,8 @@ def multilevel_denoising_score_matching(
     Raises:
         ValueError: for a score that changes the shape.
     """
-    sigma, noised, target = _noised(x, sigmas, levels, noise, generator)
+    sigma = _sigma_of(x, sigmas, levels, generator)
+    noised, target = _noised(x, sigma, noise, generator)
     predicted = shape_checked(lambda y: score(y, sigma))(noised)
     return loss_weight(sigma, weight_power) * _half_square(predicted + target)
 
@@ -286,12 +287,10 @@ def continuous_denoising_score_matching(
     if sigma is None:
         u = torch.rand(len(x), device=x.device, generator=generator)
         sigma = last * (first / last) ** u
-    if noise is None:
-        noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
-    column = sigma.reshape(-1, *[1] * (x.ndim - 1))
-    predicted = shape_checked(lambda y: score(y, sigma))(x + column * noise)
+    noised, target = _noised(x, sigma, noise, generator)
+    predicted = shape_checked(lambda y: score(y, sigma))(noised)
     weight = sigma**2 * (sigma**2 + data_std**2) / data_std**2
-    return weight * _half_square(predicted + noise / column)
+    return weight * _half_square(predicted + target)
 
 
 def multilevel_sliced_score_matching(
@@ -313,28 +312,31 @@ def multilevel_sliced_score_matching(
 
     Args and raises as for `multilevel_denoising_score_matching` and `sliced_score_matching_vr`.
     """
-    sigma, noised = _noised(x, sigmas, levels, noise, generator)[:2]
+    sigma = _sigma_of(x, sigmas, levels, generator)
+    noised, _ = _noised(x, sigma, noise, generator)
     loss = sliced_score_matching_vr(
         lambda y: score(y, sigma), noised, v=v, mode=mode, generator=generator
     )
     return loss_weight(sigma, weight_power) * loss
 
 
-def _noised(
-    x: Tensor,
-    sigmas: Tensor,
-    levels: Tensor | None,
-    noise: Tensor | None,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """σ of each sample [batch], x̃ = x + σz, and z/σ; what is not given is drawn."""
+def _sigma_of(
+    x: Tensor, sigmas: Tensor, levels: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """σ of each sample [batch], at the given levels or at some drawn uniformly."""
     if levels is None:
         levels = torch.randint(len(sigmas), (len(x),), device=x.device, generator=generator)
+    return sigmas[levels]
+
+
+def _noised(
+    x: Tensor, sigma: Tensor, noise: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """x̃ = x + σz and z/σ, each sample with its own σ; z is drawn when not given."""
     if noise is None:
         noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
-    sigma = sigmas[levels]
     column = sigma.reshape(-1, *[1] * (x.ndim - 1))
-    return sigma, x + column * noise, noise / column
+    return x + column * noise, noise / column
 
 
 def _half_square(s: Tensor) -> Tensor:

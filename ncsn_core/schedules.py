@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
@@ -37,8 +38,8 @@ def karras_ladder(
 ) -> Ladder:
     """Noise levels whose `power`-th roots are equally spaced (Karras et al. 2022, Eq. 5).
 
-    At power 7 the steps are shorter near the data than those of a geometric ladder beside the
-    noise, which suits few steps of an ODE solver; for a large power it becomes the geometric one.
+    Power 1 has steps of one size, and a large power the geometric ladder.  At 7, between the two,
+    fewer levels lie next to the data than in the geometric one, which suits an ODE solver.
 
     Raises:
         ValueError: unless first > last > 0 and levels >= 2 and power > 0.
@@ -62,9 +63,8 @@ def overlap(ratio: float, dimension: int) -> float:
     at the level `ratio` times higher: Φ(√(2D)(γ − 1) + 3γ) − Φ(√(2D)(γ − 1) − 3γ).
     """
     center, width = math.sqrt(2 * dimension) * (ratio - 1), 3 * ratio
-    return 0.5 * (
-        math.erf((center + width) / math.sqrt(2)) - math.erf((center - width) / math.sqrt(2))
-    )
+    normal = NormalDist()
+    return normal.cdf(center + width) - normal.cdf(center - width)
 
 
 def matched_ratio(dimension: int, share: float = 0.5) -> float:

@@ -231,10 +231,8 @@ def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
         return None
     previous = checkpoints.load(folder)
     wanted = config.to_dict()
-    defaults = {
-        field.name: field.default for field in fields(config)
-    }  # settings newer than the run
-    found = defaults | previous.config
+    # A setting that is newer than the run has its default.
+    found = {field.name: field.default for field in fields(config)} | previous.config
     changed = [k for k, v in wanted.items() if found.get(k) != v and k != "steps"]
     if changed:
         raise NCSNError(
@@ -252,25 +250,26 @@ class _Loss(nn.Module):
 
     def __init__(self, score: NoiseConditionalScore, config: TrainingConfig) -> None:
         super().__init__()
-        self.score = score
-        self.objective = (
-            multilevel_sliced_score_matching
-            if config.objective == "sliced"
-            else multilevel_denoising_score_matching
-        )
-        self.config = config
+        self.score, self.config = score, config
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of clean images `x`, with levels and noise from `generator`."""
-        config = self.config
+        config, score = self.config, self.score
         if config.parametrization == "continuous":
             ends = (config.sigma_first, config.sigma_last)
-            return continuous_denoising_score_matching(
-                self.score, x, ends, data_std=config.data_std, generator=generator
-            ).mean()
-        return self.objective(
-            self.score, x, self.score.sigmas, weight_power=config.weight_power, generator=generator
-        ).mean()
+            loss = continuous_denoising_score_matching(
+                score, x, ends, data_std=config.data_std, generator=generator
+            )
+        else:
+            objective = (
+                multilevel_sliced_score_matching
+                if config.objective == "sliced"
+                else multilevel_denoising_score_matching
+            )
+            loss = objective(
+                score, x, score.sigmas, weight_power=config.weight_power, generator=generator
+            )
+        return loss.mean()
 
 
 class _Run:

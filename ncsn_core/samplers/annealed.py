@@ -16,6 +16,15 @@ def unconstrained(sigma: float) -> Callable[[Tensor], Tensor]:
     return lambda x: x
 
 
+def denoised(
+    score: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, ""],
+) -> Float[Tensor, "batch *shape"]:
+    """x + σ² s(x, σ), the mean of the clean data given x (Tweedie)."""
+    return x + sigma**2 * checked(score(x, sigma.expand(len(x))), x, "the final denoising step")
+
+
 @torch.no_grad()
 def annealed_langevin(
     score: Callable[[Tensor, Tensor], Tensor],
@@ -69,6 +78,5 @@ def annealed_langevin(
             if callback is not None:
                 callback(State(i, t, sigmas[i].item(), alpha, x, s))
     if denoise:
-        s = checked(score(x, sigmas[-1].expand(len(x))), x, "the final denoising step")
-        x = x + sigmas[-1] ** 2 * s
+        x = denoised(score, x, sigmas[-1])
     return x

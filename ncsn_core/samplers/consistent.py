@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncsn_core.samplers.annealed import denoised
 from ncsn_core.samplers.state import Callback, State, checked, normal_like
 from ncsn_core.schedules import langevin_step_sizes
 
@@ -64,6 +65,5 @@ def consistent_annealed(
         if callback is not None:
             callback(State(i, 0, sigma, alphas[i], x, s))
     if denoise:
-        s = checked(score(x, sigmas[-1].expand(len(x))), x, "the final denoising step")
-        x = x + levels[-1] ** 2 * s
+        x = denoised(score, x, sigmas[-1])
     return x

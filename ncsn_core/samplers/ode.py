@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncsn_core.divergence import exact_divergence
+from ncsn_core.samplers.annealed import denoised
 from ncsn_core.samplers.state import Callback, State, checked
 from ncsn_core.schedules import validate_ladder
 
@@ -61,13 +62,12 @@ def probability_flow(
     for i, (sigma, below) in enumerate(pairwise(levels)):
         s = _at(score, x, sigma, f"level {i + 1} of {len(sigmas)}")
         if method == "multistep":
-            denoised = x + sigma**2 * s
-            target = denoised
+            clean = target = x + sigma**2 * s
             if before is not None and below > 0:
                 ratio = math.log(levels[i - 1] / sigma) / math.log(sigma / below)
-                target = denoised + (denoised - before) / (2 * ratio)
+                target = clean + (clean - before) / (2 * ratio)
             x = below / sigma * x + (1 - below / sigma) * target
-            before = denoised
+            before = clean
         else:
             slope = sigma * s
             ahead = x + (sigma - below) * slope
@@ -118,19 +118,12 @@ def solve_probability_flow(
 
     def slope(log_sigma: float, flat: np.ndarray) -> np.ndarray:
         sigma = _between(log_sigma, first, last)
-        at = torch.as_tensor(flat, dtype=x.dtype, device=x.device).reshape(x.shape)
-        return (
-            (-(sigma**2) * _at(score, at, sigma, f"sigma = {sigma:.4g}"))
-            .double()
-            .cpu()
-            .numpy()
-            .ravel()
-        )
+        return _flat(-(sigma**2) * _at(score, _shaped(flat, x), sigma, f"sigma = {sigma:.4g}"))
 
-    flat, evaluations = _integrate(slope, ends, x.double().cpu().numpy().ravel(), tolerance)
-    end = torch.as_tensor(flat, dtype=x.dtype, device=x.device).reshape(x.shape)
+    flat, evaluations = _integrate(slope, ends, _flat(x), tolerance)
+    end = _shaped(flat, x)
     if denoise:
-        end = end + last**2 * _at(score, end, last, "the final denoising step")
+        end = denoised(score, end, torch.tensor(last, dtype=x.dtype, device=x.device))
         evaluations += 1
     return Solution(end, evaluations)
 
@@ -177,18 +170,25 @@ def log_likelihood(
 
     def slope(log_sigma: float, flat: np.ndarray) -> np.ndarray:
         sigma = _between(log_sigma, last, first)
-        at = torch.as_tensor(flat[:n], dtype=x.dtype, device=x.device).reshape(x.shape)
+        at = _shaped(flat[:n], x)
         with torch.no_grad():
             s = _at(score, at, sigma, f"sigma = {sigma:.4g}")
         trace = divergence(lambda y: score(y, _levels(y, sigma)), at)
-        both = torch.cat([-(sigma**2) * s.flatten(), sigma**2 * trace.detach()])
-        return both.double().cpu().numpy()
+        return np.concatenate([_flat(-(sigma**2) * s), _flat(sigma**2 * trace)])
 
-    start = np.concatenate([x.detach().double().cpu().numpy().ravel(), np.zeros(len(x))])
+    start = np.concatenate([_flat(x), np.zeros(len(x))])
     flat, evaluations = _integrate(slope, ends, start, tolerance)
-    end = torch.as_tensor(flat[:n], dtype=x.dtype, device=x.device).reshape(x.shape)
-    gained = torch.as_tensor(flat[n:], dtype=x.dtype, device=x.device)
-    return prior(end) - gained, evaluations
+    return prior(_shaped(flat[:n], x)) - torch.from_numpy(flat[n:]).to(x), evaluations
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    """The numbers of a tensor, as SciPy wants them."""
+    return x.detach().double().cpu().numpy().ravel()
+
+
+def _shaped(flat: np.ndarray, like: Tensor) -> Tensor:
+    """The tensor that `_flat` was given."""
+    return torch.from_numpy(flat).to(like).reshape(like.shape)
 
 
 def _levels(x: Tensor, sigma: float) -> Tensor:
