@@ -7,7 +7,7 @@ from typing import Any
 import click
 import torch
 
-from ncsn_core import __version__, checkpoints, data, training
+from ncsn_core import __version__, checkpoints, data, ranks, training
 from ncsn_core.classifiers import train_classifier
 from ncsn_core.config import load_config, load_evaluation_budget
 from ncsn_core.convert import convert as convert_checkpoint
@@ -97,6 +97,8 @@ def train(
     record = training.train(
         config, folder, device=device, precision=precision, download=download, minutes=minutes
     )
+    if ranks.index():
+        return
     step = record.manifest["step"]
     click.echo(f"{step:,} of {config.steps:,} steps in {folder}")
     if step < config.steps:
@@ -272,6 +274,8 @@ def evaluate(
         steps_per_level=budget.steps_per_level,
         folder=folder,
     )
+    if ranks.index():
+        return
     noise = torch.rand(samples.shape, generator=torch.Generator().manual_seed(seed))
     sets = {"held-out images": held_out, "samples": samples, "uniform noise": noise}
     measured = measure(
@@ -388,15 +392,18 @@ def main() -> None:
         cli.add_command(click.Command("book", callback=lambda: _no_book(missing)))
     try:
         code = cli(prog_name="ncsn", standalone_mode=False)
+        ranks.leave()
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        if ranks.first_to_report():
+            click.echo("interrupted", err=True)
         sys.exit(130)
     except (NCSNError, ValueError, OSError) as error:
-        click.echo(f"ncsn: {error}", err=True)
+        if ranks.first_to_report():
+            click.echo(f"ncsn: {error}", err=True)
         sys.exit(1)
 
 

@@ -14,11 +14,13 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ncsn_core import checkpoints, provenance
+from ncsn_core import checkpoints, provenance, ranks
 from ncsn_core.errors import CorruptFileError, NCSNError
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import State, annealed_langevin
+
+ADVICE = "The finished batches are kept: the same command draws the others"
 
 
 def generate(
@@ -44,6 +46,9 @@ def generate(
     reads the batches that it finds and draws the others: the samples are those of a run that was
     never interrupted, bit for bit.  A larger `count` goes on where a smaller one stopped.
 
+    Under `torchrun` or `fabric run` the processes divide the batches; a folder that all of them see
+    is needed then, through which each gets what the others have drawn.
+
     Args:
         score: a noise-conditional score; its device is used.
         image_shape: channels, height, width.
@@ -62,7 +67,8 @@ def generate(
 
     Raises:
         ValueError: when `count` or `batch_size` is less than 1.
-        NCSNError: when the folder holds samples of other weights or settings, or something else.
+        NCSNError: when the folder holds samples of other weights or settings, or something else;
+            when several processes have no folder, or one of them is gone.
         CorruptFileError: when a batch in the folder was altered or cut short.
     """
     if count < 1 or batch_size < 1:
@@ -70,26 +76,35 @@ def generate(
     device = score.sigmas.device
     samples = torch.empty(count, *image_shape)
     drawn = [(b, samples[b * batch_size :][:batch_size]) for b in range(-(-count // batch_size))]
-    if folder is not None:
+    if folder is None:
+        if ranks.count() > 1:
+            raise NCSNError("several processes pass their samples on through a folder: name one")
+    else:
         folder = Path(folder).resolve()
-        _claim(
-            folder,
-            _settings(score)
-            | {
-                "image_shape": list(image_shape),
-                "seed": seed,
-                "batch_size": batch_size,
-                "epsilon": epsilon,
-                "steps_per_level": steps_per_level,
-                "denoise": denoise,
-            },
-        )
+        settings = _settings(score) | {
+            "image_shape": list(image_shape),
+            "seed": seed,
+            "batch_size": batch_size,
+            "epsilon": epsilon,
+            "steps_per_level": steps_per_level,
+            "denoise": denoise,
+        }
+        with ranks.explained(ADVICE):
+            if ranks.index():  # the first one makes the folder
+                ranks.wait()
+            _claim(folder, settings)
+            if not ranks.index():
+                ranks.wait()
+    others = [pair for pair in drawn if pair[0] % ranks.count() != ranks.index()]
+    drawn = [pair for pair in drawn if pair[0] % ranks.count() == ranks.index()]
+    if folder is not None:
         drawn = [(b, part) for b, part in drawn if not _read_batch(folder, b, part)]
 
     evaluations = len(score.sigmas) * steps_per_level
     began, updates = time.monotonic(), 0
     total = len(drawn) * evaluations
-    with tqdm(total=total, unit="step", desc="sampling", disable=not progress) as bar:
+    quiet = not progress or ranks.index() > 0
+    with tqdm(total=total, unit="step", desc="sampling", disable=quiet) as bar:
         for batch, part in drawn:
             generator = generator_for(seed, batch, device=device)
 
@@ -118,6 +133,15 @@ def generate(
                 checkpoints.save(
                     _batch_folder(folder, batch, part), {"samples": {"x": part}}, kind="samples"
                 )
+    with ranks.explained(ADVICE):
+        ranks.wait()
+    if folder is not None:
+        missing = [b for b, part in others if not _read_batch(folder, b, part)]
+        if missing:
+            raise NCSNError(
+                f"batch {missing[0]}, which another process has drawn, is not in {folder}: the "
+                f"processes do not see one folder"
+            )
     return samples
 
 

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from ncsn_core import checkpoints, provenance
+from ncsn_core import checkpoints, provenance, ranks
 from ncsn_core.checkpoints import Record, build_network, build_score
 from ncsn_core.config import TrainingConfig
 from ncsn_core.data import batches, load_images
+from ncsn_core.divergence import projections
 from ncsn_core.errors import NCSNError, NonFiniteLossError
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.objectives import (
@@ -40,11 +41,14 @@ PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """The device to use: "auto" is the first GPU where there is one, else the CPU."""
+    """The device to use: "auto" is the first GPU where there is one, else the CPU.
+
+    Of several processes that a launcher started, each takes a GPU of its own.
+    """
+    if torch.cuda.is_available() and device in ("auto", "cuda"):
+        return torch.device("cuda", ranks.local_index())
     if device != "auto":
         return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -108,6 +112,10 @@ def train(
 ) -> Record:
     """Train an NCSN (Song & Ermon 2019, §4.2), or go on where an earlier call stopped.
 
+    Under `torchrun` or `fabric run` the processes divide every batch (distributed data parallel).
+    The losses are those of one process, to rounding, whatever their number, and a run may be
+    continued by another number of them.
+
     Args:
         config: what to compute.
         folder: the run's folder.  Checkpoints replace each other in it; an unfinished run found
@@ -128,8 +136,8 @@ def train(
         the configuration, the loss history and its provenance.
 
     Raises:
-        NCSNError: when `folder` holds a run that differs in more than `steps`, or when the data is
-            missing.
+        NCSNError: when `folder` holds a run that differs in more than `steps`, when the data is
+            missing, or when the batch cannot be divided among the processes or one of them is gone.
         NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
         KeyboardInterrupt: after finishing and saving the step that was under way.
     """
@@ -139,11 +147,8 @@ def train(
     if previous is not None and previous.manifest["step"] >= config.steps:
         return previous
 
-    fabric = Fabric(
-        accelerator=target.type,
-        devices=[target.index or 0] if target.type == "cuda" else 1,
-        precision=pick_precision(precision, target),  # type: ignore[arg-type]
-    )
+    share = ranks.share(config.batch_size)
+    fabric = ranks.fabric(target, pick_precision(precision, target))
     images = load_images(
         config.dataset,
         device=target,
@@ -162,7 +167,7 @@ def train(
         compile = can_compile(target) and not config.differentiates_twice
     elif compile and config.differentiates_twice:
         raise NCSNError("compiled normalizations have no second derivatives, which this needs")
-    run = _Run(config, fabric, target, compile)
+    run = _Run(config, fabric, target, share, compile)
     run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
     if previous is not None:
         run.restore(previous)
@@ -176,37 +181,41 @@ def train(
         initial=run.step,
         unit="step",
         desc=f"{config.preset} ({config.profile})",
-        disable=not progress,
+        disable=not progress or not fabric.is_global_zero,
     )
-    try:
-        with bar, _interrupts_wait() as interrupted:
-            for step, x, generator in stream:
-                run.advance(step, x, generator)
-                bar.update()
-                if run.step % config.log_every == 0 or run.step == config.steps:
-                    loss, speed = run.log()
-                    bar.set_postfix_str(f"loss {loss:.2f}, {speed:.0f} images/s")
-                if run.step == config.steps:
-                    break
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-                if run.step % config.checkpoint_every == 0:
-                    record = run.save(folder)
-                    if time.monotonic() > stop_at:
-                        return record
-    except KeyboardInterrupt:
-        if run.whole:
-            run.save(folder)
-        raise
-    return run.save(folder)
+    advice = f"The last checkpoint in {folder.name!r} is kept: the same command goes on from there"
+    with ranks.explained(advice):
+        try:
+            with bar, _interrupts_wait() as interrupted:
+                for step, x, generator in stream:
+                    run.advance(step, x, generator)
+                    bar.update()
+                    logs = run.step % config.log_every == 0 or run.step == config.steps
+                    if logs:
+                        loss, speed = run.log()
+                        bar.set_postfix_str(f"loss {loss:.2f}, {speed:.0f} images/s")
+                    if run.step == config.steps:
+                        break
+                    # Several processes have to stop at the same step: they ask each other, seldom.
+                    if (logs or fabric.world_size == 1) and run.any_of(interrupted.is_set()):
+                        raise KeyboardInterrupt
+                    if run.step % config.checkpoint_every == 0:
+                        record = run.save(folder)
+                        if run.any_of(time.monotonic() > stop_at):
+                            return record
+        except KeyboardInterrupt:
+            if run.whole:
+                run.save(folder)
+            raise
+        return run.save(folder)
 
 
 @contextmanager
 def _interrupts_wait() -> Iterator[threading.Event]:
     """Let Ctrl-C and SIGTERM set an event, so that a step is never left half done.
 
-    A second Ctrl-C interrupts at once.  Only the main thread can do this; elsewhere signals keep
-    their way.
+    A second Ctrl-C interrupts at once, but for a process among several: the launcher repeats its
+    signals.  Only the main thread can do this; elsewhere signals keep their way.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -214,7 +223,7 @@ def _interrupts_wait() -> Iterator[threading.Event]:
         return
 
     def note(number: int, frame: object) -> None:
-        if event.is_set():
+        if event.is_set() and ranks.count() == 1:
             raise KeyboardInterrupt
         event.set()
 
@@ -242,6 +251,26 @@ def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     return previous
 
 
+def _draws(
+    config: TrainingConfig, x: Tensor, sigmas: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """What the loss of a batch draws, image by image.
+
+    Every process draws for the whole batch, so that their number does not matter.
+    """
+    device, count = x.device, len(x)
+    drawn = {}
+    if config.parametrization == "continuous":
+        u = torch.rand(count, device=device, generator=generator)
+        drawn["sigma"] = config.sigma_last * (config.sigma_first / config.sigma_last) ** u
+    else:
+        drawn["levels"] = torch.randint(len(sigmas), (count,), device=device, generator=generator)
+    drawn["noise"] = torch.randn(x.shape, device=device, generator=generator)
+    if config.objective == "sliced":
+        drawn["v"] = projections(x, "gaussian", generator)
+    return drawn
+
+
 class _Loss(nn.Module):
     """The loss of a batch as a module, so that precision and devices are managed around all of it.
 
@@ -252,22 +281,23 @@ class _Loss(nn.Module):
         super().__init__()
         self.score, self.config = score, config
 
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The mean loss of clean images `x`, with levels and noise from `generator`."""
+    def forward(self, x: Tensor, drawn: dict[str, Any]) -> Tensor:
+        """The mean loss of clean images `x`, with what `_draws` has drawn for them."""
         config, score = self.config, self.score
         if config.parametrization == "continuous":
             ends = (config.sigma_first, config.sigma_last)
-            loss = continuous_denoising_score_matching(
-                score, x, ends, data_std=config.data_std, generator=generator
+            return continuous_denoising_score_matching(
+                score, x, ends, data_std=config.data_std, **drawn
+            ).mean()
+        power = config.weight_power
+        if config.objective == "sliced":
+            drawn = drawn | {"v": drawn["v"][None]}
+            loss = multilevel_sliced_score_matching(
+                score, x, score.sigmas, weight_power=power, **drawn
             )
         else:
-            objective = (
-                multilevel_sliced_score_matching
-                if config.objective == "sliced"
-                else multilevel_denoising_score_matching
-            )
-            loss = objective(
-                score, x, score.sigmas, weight_power=config.weight_power, generator=generator
+            loss = multilevel_denoising_score_matching(
+                score, x, score.sigmas, weight_power=power, **drawn
             )
         return loss.mean()
 
@@ -276,9 +306,14 @@ class _Run:
     """The state of a run in memory: network, optimizer, moving average, step and losses."""
 
     def __init__(
-        self, config: TrainingConfig, fabric: Fabric, device: torch.device, fuse: bool
+        self,
+        config: TrainingConfig,
+        fabric: Fabric,
+        device: torch.device,
+        share: slice,
+        fuse: bool,
     ) -> None:
-        self.config, self.fabric = config, fabric
+        self.config, self.fabric, self.share = config, fabric, share
         torch.manual_seed(config.seed)
         network = build_network(config.to_dict())
         network.fuse_normalizations(fuse)
@@ -302,6 +337,7 @@ class _Run:
             "seed": config.seed,
             "precision": str(fabric._precision.precision),
             "fused": fuse,
+            "processes": fabric.world_size,
             "plans": [{"from_step": 0, "steps": config.steps}],
         }
 
@@ -309,7 +345,8 @@ class _Run:
         """One optimizer step on the batch of step `step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        loss = self.loss(x, generator)
+        drawn = _draws(self.config, x, self.score.sigmas, generator)
+        loss = self.loss(x[self.share], {name: t[self.share] for name, t in drawn.items()})
         self.fabric.backward(loss)
         if self.config.gradient_clip is not None:
             self.fabric.clip_gradients(
@@ -343,7 +380,10 @@ class _Run:
 
     def finite_losses(self) -> Tensor:
         """The losses since the last log; raises `NonFiniteLossError` at the first that is none."""
-        losses = torch.stack(self.losses).float().cpu() if self.losses else torch.zeros(0)
+        losses = torch.stack(self.losses).float() if self.losses else torch.zeros(0)
+        if self.fabric.world_size > 1 and self.losses:
+            losses = self.fabric.all_reduce(losses)  # type: ignore[assignment]
+        losses = losses.cpu()
         first = self.step - len(losses)
         finite = torch.isfinite(losses)
         if not finite.all():
@@ -353,8 +393,15 @@ class _Run:
             )
         return losses
 
+    def any_of(self, flag: bool) -> bool:
+        """Whether the flag is up in any of the processes."""
+        if self.fabric.world_size == 1:
+            return flag
+        raised = torch.tensor(float(flag), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(raised, reduce_op="sum") > 0)  # type: ignore[operator]
+
     def save(self, folder: Path) -> Record:
-        """Write a checkpoint."""
+        """Write a checkpoint; of several processes, the first does."""
         pending = self.finite_losses()
         self.tick()
         weights = _plain(self.network.state_dict())
@@ -362,6 +409,9 @@ class _Run:
             raise NonFiniteLossError(
                 f"the weights after step {self.step} are not finite, though the loss is. {ADVICE}"
             )
+        if not self.fabric.is_global_zero:
+            self.fabric.barrier()
+            return checkpoints.load(folder)
         state = {f"network.{k}": v for k, v in weights.items()} | {"losses": pending}
         names = [name for name, _ in self.network.named_parameters()]
         for name, slots in self.optimizer.state_dict()["state"].items():
@@ -381,6 +431,7 @@ class _Run:
             history=self.history,
             provenance=self.origin | {"seconds": round(self.seconds, 1)},
         )
+        self.fabric.barrier()
         self.clock = time.monotonic()
         return record
 
