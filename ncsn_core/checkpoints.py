@@ -139,7 +139,6 @@ class Record:
             raise self._bad_configuration(error) from error
         self._fill(network)
         network.fuse_normalizations(fuse and self.config.get("parametrization") != "energy")
-        network = network.to(memory_format=torch.channels_last)
         score = build_score(self.config, network, self.sigmas, autocast=autocast)
         return score.to(device).eval().requires_grad_(False)
 

@@ -317,8 +317,7 @@ class _Run:
         torch.manual_seed(config.seed)
         network = build_network(config.to_dict())
         network.fuse_normalizations(fuse)
-        network = network.to(device).to(memory_format=torch.channels_last)
-        self.network: RefineNet = network
+        self.network: RefineNet = network.to(device)
         optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
         self.score = build_score(config.to_dict(), network, config.sigmas.to(device))
         self.loss, self.optimizer = fabric.setup(_Loss(self.score, config), optimizer)

@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
-from reference_network import CondRefineNetDilated, randomized, relative_error
 from torch import nn
+from weights import randomized, relative_error
 
 from ncsn_core import checkpoints
+from ncsn_core.book.plain import CondRefineNetDilated
 from ncsn_core.convert import convert, from_authors, read_state
 from ncsn_core.errors import CorruptFileError, NCSNError
 
