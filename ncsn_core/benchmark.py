@@ -238,13 +238,14 @@ def _no_collection() -> Iterator[None]:
 
 
 def _elapsed(call: Callable[[], Any], clock: Callable[[], float], device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     start = clock()
     call()
-    _wait(device)
+    wait(device)
     return clock() - start
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Return when a GPU has done what it was told; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -167,7 +167,7 @@ def train(
         compile = can_compile(target) and not config.differentiates_twice
     elif compile and config.differentiates_twice:
         raise NCSNError("compiled normalizations have no second derivatives, which this needs")
-    run = _Run(config, fabric, target, share, compile)
+    run = Run(config, fabric, target, share, compile)
     run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
     if previous is not None:
         run.restore(previous)
@@ -251,7 +251,7 @@ def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     return previous
 
 
-def _draws(
+def draws(
     config: TrainingConfig, x: Tensor, sigmas: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """What the loss of a batch draws, image by image.
@@ -282,7 +282,7 @@ class _Loss(nn.Module):
         self.score, self.config = score, config
 
     def forward(self, x: Tensor, drawn: dict[str, Any]) -> Tensor:
-        """The mean loss of clean images `x`, with what `_draws` has drawn for them."""
+        """The mean loss of clean images `x`, with what `draws` has drawn for them."""
         config, score = self.config, self.score
         if config.parametrization == "continuous":
             ends = (config.sigma_first, config.sigma_last)
@@ -302,7 +302,7 @@ class _Loss(nn.Module):
         return loss.mean()
 
 
-class _Run:
+class Run:
     """The state of a run in memory: network, optimizer, moving average, step and losses."""
 
     def __init__(
@@ -344,7 +344,7 @@ class _Run:
         """One optimizer step on the batch of step `step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        drawn = _draws(self.config, x, self.score.sigmas, generator)
+        drawn = draws(self.config, x, self.score.sigmas, generator)
         loss = self.loss(x[self.share], {name: t[self.share] for name, t in drawn.items()})
         self.fabric.backward(loss)
         if self.config.gradient_clip is not None:

@@ -273,14 +273,14 @@ def test_a_dataset_that_is_not_there_names_its_place(ncsn, tmp_path, monkeypatch
 
 def test_an_interrupt_exits_with_130_and_keeps_the_run(ncsn, tmp_path, monkeypatch):
     steps = []
-    advance = cli.training._Run.advance
+    advance = cli.training.Run.advance
 
     def interrupted(self, *arguments):
         advance(self, *arguments)
         steps.append(self.step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.training._Run, "advance", interrupted)
+    monkeypatch.setattr(cli.training.Run, "advance", interrupted)
     folder = tmp_path / "run"
     code, _, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
     assert code == 130

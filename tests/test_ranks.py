@@ -62,11 +62,14 @@ def undisturbed(tmp_path_factory):
 
 
 def assert_same_run(record, expected):
-    """Equal to rounding, which Adam's first steps, of one size whatever the gradient's, enlarge."""
+    """Equal to rounding, which Adam's first steps, of one size whatever the gradient's, enlarge.
+
+    Gradients that are not averaged change five of the first ten losses by 0.4 to 1.4 %.
+    """
     assert record.history["step"] == expected.history["step"]
     found, wanted = (torch.tensor(r.history["loss"]) for r in (record, expected))
-    torch.testing.assert_close(found[:10], wanted[:10], rtol=1e-5, atol=0)
-    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+    torch.testing.assert_close(found[:10], wanted[:10], rtol=5e-4, atol=0)
+    torch.testing.assert_close(found, wanted, rtol=5e-3, atol=0)
 
 
 def test_two_processes_train_like_one(undisturbed, tmp_path):
