@@ -101,14 +101,13 @@ def measure(
     paths = {
         name(path): path for path in [Path(fuse, p) for p in ("32-true", low) for fuse in fusings]
     }
-    ceilings = measure_ceilings(device, smoke=profile == "smoke")
-    report(", ".join(f"{key} {value:.3g}" for key, value in ceilings.items()))
+    smoke = profile == "smoke"
+    before = measure_ceilings(device, smoke=smoke)
     result: dict[str, Any] = {
         "device": provenance.device_name(device),
         "kind": device.type,
         "default": name(default),
         "rounds": plan.rounds,
-        "ceilings": ceilings,
     }
     for section, cases, make in (
         ("training", plan.sizes, training_calls),
@@ -123,8 +122,14 @@ def measure(
             if section == "sampling":
                 rows = [r | {"per_second": r["per_second"] * LEVELS} for r in rows]
             for found in rows:
-                result[section].append(found | _speed(found, ceilings))
-                report(f"{section}: {line(result[section][-1])}")
+                report(f"{section}: {line(found)}")
+            result[section] += rows
+    after = measure_ceilings(device, smoke=smoke)  # a disturbed moment must not lower a ceiling
+    ceilings = {key: max(before[key], after[key]) for key in before}
+    result["ceilings"] = ceilings
+    for section in ("training", "sweep", "sampling"):
+        result[section] = [found | _speed(found, ceilings) for found in result[section]]
+    report(", ".join(f"{key} {value:.3g}" for key, value in ceilings.items()))
     result["agreement"] = agreement(default, plan.steps, device)
     return result
 
@@ -359,7 +364,7 @@ def line(found: dict[str, Any]) -> str:
         size.format(**found)
         + f"  {found['path']:18s} {found['per_second']:9.1f}/s"
         + f"  {found['ratio']:5.2f}× ({found['ratio_low']:.2f}–{found['ratio_high']:.2f})"
-        + f"  {found['gflop_per_second']:7.0f} Gflop/s, {found['of_ceiling']:4.0%} of convolution"
+        + f"  {found['flop'] / np.median(found['seconds']) / 1e9:7.0f} Gflop/s"
         + f"  {found['peak_bytes'] / 2**20:6.0f} MiB"
     )
 
