@@ -79,11 +79,24 @@ def share(total: int) -> slice:
 
 def wait() -> None:
     """Return when every rank has come here."""
+    if count() > 1:
+        _meet()
+        dist.barrier()
+
+
+def all_of(flag: bool) -> bool:
+    """Whether the flag is up in every rank."""
     if count() == 1:
-        return
+        return flag
+    _meet()
+    raised = torch.tensor(float(flag))
+    dist.all_reduce(raised, dist.ReduceOp.MIN)
+    return bool(raised)
+
+
+def _meet() -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
-    dist.barrier()
 
 
 def leave() -> None:

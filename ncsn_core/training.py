@@ -5,6 +5,7 @@ images, levels and noise come from generators seeded by (seed, k).  A run that w
 anywhere continues from its last checkpoint with the losses that it would have had.
 """
 
+import functools
 import math
 import shutil
 import signal
@@ -55,8 +56,8 @@ def pick_device(device: str = "auto") -> torch.device:
 def pick_precision(precision: str, device: torch.device) -> str:
     """Fabric's name of the precision; "auto" picks what the hardware is fast in.
 
-    bfloat16 where the processor is fast in it, float16 with loss scaling on older GPUs (a Colab
-    T4), float32 elsewhere.  Weights and optimizer stay in float32 in each case.
+    bfloat16 where the processor is fast in it (a CPU is measured), float16 with loss scaling on
+    older GPUs (a Colab T4), float32 elsewhere.  Weights and optimizer stay in float32 in each case.
     """
     if precision not in PRECISIONS:
         raise NCSNError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
@@ -65,16 +66,26 @@ def pick_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         capable = torch.cuda.get_device_capability(device) >= (8, 0)
         return "bf16-mixed" if capable else "16-mixed"
-    return "bf16-mixed" if device.type == "cpu" and _cpu_is_fast_in_bf16() else "32-true"
+    if device.type == "cpu" and ranks.all_of(_cpu_is_fast_in_bf16()):
+        return "bf16-mixed"
+    return "32-true"
 
 
+@functools.cache
 def _cpu_is_fast_in_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 tiles (AMX).
+    """Whether the network's most frequent convolution is faster in bfloat16, by a third or more.
 
-    The older AVX-512 instructions for bfloat16 are no reason: where they are alone, a matrix
-    product was measured to take almost twice as long as in float32.
+    Measured, in less than a second, because no list of instructions tells: some processors have
+    them and are slow, some lack them and are slower than in float32 by ten times and more.
     """
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # newer than torch 2.6
+    shortest = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    for _ in range(5):
+        for kind in shortest:
+            x, w = torch.ones(8, 128, 14, 14, dtype=kind), torch.ones(128, 128, 3, 3, dtype=kind)
+            began = time.perf_counter()
+            nn.functional.conv2d(x, w, padding=1)
+            shortest[kind] = min(shortest[kind], time.perf_counter() - began)
+    return shortest[torch.float32] > 4 / 3 * shortest[torch.bfloat16]
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:

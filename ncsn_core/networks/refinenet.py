@@ -53,12 +53,21 @@ def instance_norm_plus(
     if plain:  # one pass for the moments, one for everything else
         scale = gamma * torch.rsqrt(variance + 1e-5)
         shift = beta - m * scale
-        y = (x.float() * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
+        y = x.float() * scale[:, :, None, None] + shift[:, :, None, None]
+        return (_elu(y) if elu else y).to(x.dtype)
     else:  # the fastest eager way to (x − m) / s: a group for each channel, in contiguous memory
         standardized = F.group_norm(x, x.shape[1]).to(x.dtype)
         scale, shift = (c[:, :, None, None].to(x.dtype) for c in (gamma, beta))
         y = torch.addcmul(shift, standardized, scale)
-    return F.elu(y, inplace=True) if elu else y
+        return F.elu(y, inplace=True) if elu else y
+
+
+def _elu(y: Tensor) -> Tensor:
+    """ELU with e^y − 1 in place of expm1(y), within 2⁻²³ of it.
+
+    Compiled for a CPU, expm1 makes the whole normalization take six times as long.
+    """
+    return F.relu(y) + (y.clamp(max=0).exp() - 1)
 
 
 @functools.cache
