@@ -1,6 +1,7 @@
 """Folders of tensors that can be trusted: safetensors, a manifest with SHA-256 sums, no pickle.
 
-A *record* is a folder with `manifest.json` and the safetensors files that it names.  Checkpoints
+A *record* is a folder with `manifest.json` and the safetensors files that it names.  The manifest
+holds their hashes and its own.  Checkpoints
 and results bundles are records.  Files are written under new names first and the manifest is
 replaced last, in one step: a reader finds the old record or the new one and never half of each.
 """
@@ -134,8 +135,9 @@ class Record:
         """
         self._expect("ncsn")
         try:
-            network = build_network(self.config)
-        except (KeyError, TypeError, ValueError) as error:
+            with torch.device("meta"):  # whatever the sizes are, nothing is allocated for them
+                network = build_network(self.config)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise self._bad_configuration(error) from error
         self._fill(network)
         network.fuse_normalizations(fuse and self.config.get("parametrization") != "energy")
@@ -189,7 +191,7 @@ class Record:
     def _fill(self, network: nn.Module) -> None:
         weights = {name: tensor.float() for name, tensor in self.tensors().items()}
         try:
-            network.load_state_dict(weights)
+            network.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise CorruptFileError(
                 f"the weights of {self.name!r} do not fit its configuration: {error}"
@@ -265,13 +267,25 @@ def results(name: str) -> Record:
 def _read(folder: Path) -> Record:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"the {MANIFEST} of record {folder.name!r} cannot be read: {error!r}"
         ) from error
     if not _complete(manifest):
         raise CorruptFileError(f"the {MANIFEST} of record {folder.name!r} is incomplete")
+    if manifest["sha256"] != manifest_sha256(manifest):
+        raise CorruptFileError(
+            f"the {MANIFEST} of record {folder.name!r} was altered: its content has another "
+            f"SHA-256 than it says. Restore the file"
+        )
     return Record(folder, manifest)
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, but for this hash itself."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _complete(manifest: Any) -> bool:
@@ -286,6 +300,7 @@ def _complete(manifest: Any) -> bool:
     return (
         isinstance(manifest, dict)
         and isinstance(manifest.get("kind"), str)
+        and isinstance(manifest.get("sha256"), str)
         and isinstance(manifest.get("files"), dict)
         and all(is_file(entry) for entry in manifest["files"].values())
         and all(
@@ -315,8 +330,10 @@ def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manife
         name = f"{part}-{digest[:12]}.safetensors"
         write_atomically(folder / name, raw)
         files[part] = {"name": name, "sha256": digest, "bytes": len(raw)}
-    content = {"format": 1, **manifest, "files": files}
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # As JSON gives it back, so that the record is the one that `load` will find.
+    content = json.loads(json.dumps({"format": 2, **manifest, "files": files}, allow_nan=False))
+    content["sha256"] = manifest_sha256(content)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / MANIFEST, text.encode())
     current = {entry["name"] for entry in files.values()}
     for stale in folder.glob("*.safetensors"):
@@ -335,7 +352,7 @@ def export(record: Record, folder: Path | str, *, half: bool = False, **changes:
             rounded to about three digits.
         changes: update the manifest.
     """
-    manifest = {k: v for k, v in record.manifest.items() if k not in ("format", "files")}
+    manifest = {k: v for k, v in record.manifest.items() if k not in ("format", "files", "sha256")}
     parts = {part: record.tensors(part) for part in record.manifest["files"] if part != "state"}
     if half:
         parts["weights"] = {k: t.half() for k, t in parts["weights"].items()}

@@ -1,7 +1,7 @@
 """Configurations: a preset names the data set and network, a profile the budget."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -177,9 +177,6 @@ def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any)
     if profile not in profiles():
         raise UnknownNameError("profile", profile, profiles())
     known = [field.name for field in fields(TrainingConfig)]
-    for name in overrides:
-        if name not in known:
-            raise UnknownNameError("setting", name, known)
     values = {
         "preset": preset,
         "profile": profile,
@@ -187,6 +184,13 @@ def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any)
         **_read("profiles.yaml")[profile]["training"],
         **overrides,
     }
+    for name in values:
+        if name not in known:
+            raise UnknownNameError("setting", name, known)
+    needed = [field.name for field in fields(TrainingConfig) if field.default is MISSING]
+    lacking = [name for name in needed if name not in values]
+    if lacking:
+        raise ValueError(f"the preset {preset!r} under {profile!r} lacks {', '.join(lacking)}")
     for field in fields(TrainingConfig):  # "2" in YAML is a number like "2.0"
         value = values.get(field.name)
         if field.type in (float, float | None) and type(value) is int:

@@ -25,3 +25,7 @@ class MissingDataError(NCSNError):
 
 class NonFiniteLossError(NCSNError, FloatingPointError):
     """A training loss became infinite or not-a-number."""
+
+
+class UnwritableError(NCSNError, OSError):
+    """A file or folder that cannot be written: a full disk, a missing permission."""

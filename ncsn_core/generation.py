@@ -6,6 +6,7 @@ With a folder, every batch goes to disk when it is finished, and an interrupted 
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ncsn_core import checkpoints, provenance, ranks
 from ncsn_core.errors import CorruptFileError, NCSNError
+from ncsn_core.files import exclusive
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import State, annealed_langevin
@@ -67,8 +69,9 @@ def generate(
 
     Raises:
         ValueError: when `count` or `batch_size` is less than 1.
-        NCSNError: when the folder holds samples of other weights or settings, or something else;
-            when several processes have no folder, or one of them is gone.
+        NCSNError: when the folder holds samples of other weights or settings, or something else,
+            or another process is drawing into it; when it cannot be written to; when several
+            processes have no folder, or one of them is gone.
         CorruptFileError: when a batch in the folder was altered or cut short.
     """
     if count < 1 or batch_size < 1:
@@ -79,6 +82,7 @@ def generate(
     if folder is None:
         if ranks.count() > 1:
             raise NCSNError("several processes pass their samples on through a folder: name one")
+        alone: AbstractContextManager[None] = nullcontext()
     else:
         folder = Path(folder).resolve()
         settings = _settings(score) | {
@@ -89,60 +93,66 @@ def generate(
             "steps_per_level": steps_per_level,
             "denoise": denoise,
         }
-        with ranks.explained(ADVICE):
-            if ranks.index():  # the first one makes the folder
-                ranks.wait()
-            _claim(folder, settings)
-            if not ranks.index():
-                ranks.wait()
-    others = [pair for pair in drawn if pair[0] % ranks.count() != ranks.index()]
-    drawn = [pair for pair in drawn if pair[0] % ranks.count() == ranks.index()]
-    if folder is not None:
-        drawn = [(b, part) for b, part in drawn if not _read_batch(folder, b, part)]
+        if not ranks.index():
+            _is_ours(folder, settings)
+        alone = nullcontext() if ranks.index() else exclusive(folder)
+    with alone:
+        if folder is not None:
+            with ranks.explained(ADVICE):
+                if ranks.index():  # the first one makes the folder
+                    ranks.wait()
+                if not _is_ours(folder, settings):
+                    checkpoints.save(folder, {}, kind="samples", config=settings)
+                if not ranks.index():
+                    ranks.wait()
+        others = [pair for pair in drawn if pair[0] % ranks.count() != ranks.index()]
+        drawn = [pair for pair in drawn if pair[0] % ranks.count() == ranks.index()]
+        if folder is not None:
+            drawn = [(b, part) for b, part in drawn if not _read_batch(folder, b, part)]
 
-    evaluations = len(score.sigmas) * steps_per_level
-    began, updates = time.monotonic(), 0
-    total = len(drawn) * evaluations
-    quiet = not progress or ranks.index() > 0
-    with tqdm(total=total, unit="step", desc="sampling", disable=quiet) as bar:
-        for batch, part in drawn:
-            generator = generator_for(seed, batch, device=device)
+        evaluations = len(score.sigmas) * steps_per_level
+        began, updates = time.monotonic(), 0
+        total = len(drawn) * evaluations
+        quiet = not progress or ranks.index() > 0
+        with tqdm(total=total, unit="step", desc="sampling", disable=quiet) as bar:
+            for batch, part in drawn:
+                generator = generator_for(seed, batch, device=device)
 
-            def observe(state: State, first: int = batch * batch_size) -> None:
-                nonlocal updates
-                updates += len(state.x)
-                speed = updates / evaluations / max(time.monotonic() - began, 1e-9)
-                bar.set_postfix_str(f"{speed:.3g} images/s", refresh=False)
-                bar.update()
-                if callback is not None:
-                    callback(first, state)
+                def observe(state: State, first: int = batch * batch_size) -> None:
+                    nonlocal updates
+                    updates += len(state.x)
+                    speed = updates / evaluations / max(time.monotonic() - began, 1e-9)
+                    bar.set_postfix_str(f"{speed:.3g} images/s", refresh=False)
+                    bar.update()
+                    if callback is not None:
+                        callback(first, state)
 
-            start = torch.rand(part.shape, device=device, generator=generator)
-            end = annealed_langevin(
-                score,
-                start,
-                score.sigmas,
-                epsilon=epsilon,
-                steps_per_level=steps_per_level,
-                denoise=denoise,
-                generator=generator,
-                callback=observe,
-            )
-            part.copy_(end)
-            if folder is not None:
-                checkpoints.save(
-                    _batch_folder(folder, batch, part), {"samples": {"x": part}}, kind="samples"
+                start = torch.rand(part.shape, device=device, generator=generator)
+                end = annealed_langevin(
+                    score,
+                    start,
+                    score.sigmas,
+                    epsilon=epsilon,
+                    steps_per_level=steps_per_level,
+                    denoise=denoise,
+                    generator=generator,
+                    callback=observe,
                 )
-    with ranks.explained(ADVICE):
-        ranks.wait()
-    if folder is not None:
-        missing = [b for b, part in others if not _read_batch(folder, b, part)]
-        if missing:
-            raise NCSNError(
-                f"batch {missing[0]}, which another process has drawn, is not in {folder}: the "
-                f"processes do not see one folder"
-            )
-    return samples
+                part.copy_(end)
+                if folder is not None:
+                    checkpoints.save(
+                        _batch_folder(folder, batch, part), {"samples": {"x": part}}, kind="samples"
+                    )
+        with ranks.explained(ADVICE):
+            ranks.wait()
+        if folder is not None:
+            missing = [b for b, part in others if not _read_batch(folder, b, part)]
+            if missing:
+                raise NCSNError(
+                    f"batch {missing[0]}, which another process has drawn, is not in {folder}: the "
+                    f"processes do not see one folder"
+                )
+        return samples
 
 
 def _settings(score: NoiseConditionalScore) -> dict[str, Any]:
@@ -160,15 +170,18 @@ def _settings(score: NoiseConditionalScore) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into a new folder; compare them with those in an old one."""
+def _is_ours(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a folder holds samples of these settings; False when it holds nothing yet.
+
+    Raises:
+        NCSNError: when it holds something else.
+    """
     if not (folder / checkpoints.MANIFEST).is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise NCSNError(
                 f"{folder} holds something else than samples. Choose an empty or a new folder"
             )
-        checkpoints.save(folder, {}, kind="samples", config=settings)
-        return
+        return False
     found = checkpoints.load(folder)
     if found.kind != "samples":
         raise NCSNError(
@@ -180,6 +193,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds samples of other settings ({', '.join(changed)} differ). "
             f"Choose another folder, or delete that one"
         )
+    return True
 
 
 def _batch_folder(folder: Path, batch: int, part: Tensor) -> Path:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 Ladder = Float[Tensor, " levels"]
 
+MOST_LEVELS = 100_000  # a mistyped number must not fill the memory
+
 
 def geometric_ladder(first: float = 1.0, last: float = 0.01, levels: int = 10) -> Ladder:
     """Noise levels in geometric progression, σ₁ = `first` down to σ_L = `last` (§4.1).
@@ -18,11 +20,13 @@ def geometric_ladder(first: float = 1.0, last: float = 0.01, levels: int = 10) -
         float32 tensor [levels], in the units of the data.
 
     Raises:
-        ValueError: unless first > last > 0 are finite and levels >= 2, or levels = 1 and
-            first = last.
+        ValueError: unless first > last > 0 are finite and 2 <= levels <= `MOST_LEVELS`, or
+            levels = 1 and first = last.
     """
-    if levels < 1 or int(levels) != levels:
-        raise ValueError(f"a ladder needs a whole number of levels, at least 1; got {levels}")
+    if not 1 <= levels <= MOST_LEVELS or int(levels) != levels:
+        raise ValueError(
+            f"a ladder needs a whole number of levels, 1 to {MOST_LEVELS:,}; got {levels}"
+        )
     if not (math.isfinite(first) and math.isfinite(last) and first > 0 and last > 0):
         raise ValueError(f"noise levels must be positive and finite; got {first} and {last}")
     if levels == 1 and first != last:
@@ -42,11 +46,12 @@ def karras_ladder(
     fewer levels lie next to the data than in the geometric one, which suits an ODE solver.
 
     Raises:
-        ValueError: unless first > last > 0 and levels >= 2 and power > 0.
+        ValueError: unless first > last > 0 and 2 <= levels <= `MOST_LEVELS` and power > 0.
     """
-    if not (math.isfinite(first) and first > last > 0 and levels >= 2 and power > 0):
+    fits = math.isfinite(first) and first > last > 0 and 2 <= levels <= MOST_LEVELS and power > 0
+    if not fits:
         raise ValueError(
-            f"needs first > last > 0, at least 2 levels and a positive power; "
+            f"needs first > last > 0, 2 to {MOST_LEVELS:,} levels and a positive power; "
             f"got {first}, {last}, {levels} and {power}"
         )
     roots = torch.linspace(first ** (1 / power), last ** (1 / power), levels, dtype=torch.float64)

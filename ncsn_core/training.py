@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ncsn_core.config import TrainingConfig
 from ncsn_core.data import batches, load_images
 from ncsn_core.divergence import projections
 from ncsn_core.errors import NCSNError, NonFiniteLossError
+from ncsn_core.files import exclusive
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.objectives import (
     continuous_denoising_score_matching,
@@ -147,8 +148,9 @@ def train(
         the configuration, the loss history and its provenance.
 
     Raises:
-        NCSNError: when `folder` holds a run that differs in more than `steps`, when the data is
-            missing, or when the batch cannot be divided among the processes or one of them is gone.
+        NCSNError: when `folder` holds a run that differs in more than `steps`, or another process
+            is training there; when the data is missing; when the batch cannot be divided among the
+            processes or one of them is gone; when a checkpoint cannot be written.
         NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
         KeyboardInterrupt: after finishing and saving the step that was under way.
     """
@@ -158,14 +160,31 @@ def train(
     if previous is not None and previous.manifest["step"] >= config.steps:
         return previous
 
-    share = ranks.share(config.batch_size)
-    fabric = ranks.fabric(target, pick_precision(precision, target))
+    # Only the first of several processes writes; the others wait for it when they meet.
+    with nullcontext() if ranks.index() else exclusive(folder):
+        previous = _previous_run(config, folder)  # as it is now that nobody else can change it
+        share = ranks.share(config.batch_size)
+        fabric = ranks.fabric(target, pick_precision(precision, target))
+        images = _load(config, target, data_root, download)
+        if compile is None:
+            compile = can_compile(target) and not config.differentiates_twice
+        elif compile and config.differentiates_twice:
+            raise NCSNError("compiled normalizations have no second derivatives, which this needs")
+        run = Run(config, fabric, target, share, compile)
+        run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
+        if previous is not None:
+            run.restore(previous)
+        elif start_from is not None:
+            run.start_from(start_from)
+        return _finish(run, images, folder, minutes, progress)
+
+
+def _load(
+    config: TrainingConfig, device: torch.device, root: Path | str | None, download: bool
+) -> Tensor:
+    """The images that a configuration trains on."""
     images = load_images(
-        config.dataset,
-        device=target,
-        root=data_root,
-        download=download,
-        size=config.image_size,
+        config.dataset, device=device, root=root, download=download, size=config.image_size
     )
     images = images[: config.train_images]
     expected = (config.image_channels, config.image_size, config.image_size)
@@ -174,17 +193,14 @@ def train(
             f"{config.dataset} has images of shape {tuple(images.shape[1:])}; "
             f"the configuration says {expected}"
         )
-    if compile is None:
-        compile = can_compile(target) and not config.differentiates_twice
-    elif compile and config.differentiates_twice:
-        raise NCSNError("compiled normalizations have no second derivatives, which this needs")
-    run = Run(config, fabric, target, share, compile)
-    run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
-    if previous is not None:
-        run.restore(previous)
-    elif start_from is not None:
-        run.start_from(start_from)
+    return images
 
+
+def _finish(
+    run: "Run", images: Tensor, folder: Path, minutes: float | None, progress: bool
+) -> Record:
+    """Take a run to its last step, or to the first checkpoint beyond so many minutes."""
+    config = run.config
     stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
     stop_at = math.inf if minutes is None else time.monotonic() + 60 * minutes
     bar = tqdm(
@@ -192,7 +208,7 @@ def train(
         initial=run.step,
         unit="step",
         desc=f"{config.preset} ({config.profile})",
-        disable=not progress or not fabric.is_global_zero,
+        disable=not progress or not run.fabric.is_global_zero,
     )
     advice = f"The last checkpoint in {folder.name!r} is kept: the same command goes on from there"
     with ranks.explained(advice):
@@ -208,7 +224,7 @@ def train(
                     if run.step == config.steps:
                         break
                     # Several processes have to stop at the same step: they ask each other, seldom.
-                    if (logs or fabric.world_size == 1) and run.any_of(interrupted.is_set()):
+                    if (logs or run.fabric.world_size == 1) and run.any_of(interrupted.is_set()):
                         raise KeyboardInterrupt
                     if run.step % config.checkpoint_every == 0:
                         record = run.save(folder)

@@ -2,9 +2,12 @@
 
 import gzip
 import hashlib
+import json
+import os
 import pickle
 import struct
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +20,7 @@ from torchvision import datasets
 from ncsn_core import checkpoints, cli, data, training
 from ncsn_core.config import load_config
 from ncsn_core.data import load_images
+from ncsn_core.files import write_atomically
 
 # The same examples on every machine and in every run, and nothing left in the working tree.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -27,6 +31,19 @@ settings.load_profile("repeatable")
 def seeded():
     """What a test draws without a generator is the same in every order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def figures():
+    """Keep numbers for the page of promises, under a name: where `make stress` says, or nowhere."""
+
+    def keep(name, **values):
+        folder = os.environ.get("NCSN_FIGURES")
+        if folder:
+            path = Path(folder) / f"{name}.json"
+            write_atomically(path, json.dumps(values, indent=1).encode())
+
+    return keep
 
 
 @pytest.fixture(scope="session")

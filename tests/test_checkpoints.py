@@ -11,7 +11,6 @@ import torch
 from ncsn_core import checkpoints
 from ncsn_core.checkpoints import MANIFEST, RESULTS
 from ncsn_core.errors import CorruptFileError, UnknownNameError
-from ncsn_core.files import write_atomically
 from ncsn_core.networks import DigitClassifier
 from ncsn_core.schedules import geometric_ladder
 
@@ -33,6 +32,7 @@ def weights_file(record):
 def edit_manifest(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
+    manifest["sha256"] = checkpoints.manifest_sha256(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -181,20 +181,6 @@ def test_a_full_disk_keeps_the_old_record_and_leaves_no_half_file(folder, monkey
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_write_atomically_keeps_the_old_content_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "x"
-    write_atomically(path, b"old")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="full"):
-        write_atomically(path, b"new content")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 # --- damage ------------------------------------------------------------------------------------
 
 
@@ -206,6 +192,16 @@ def test_a_flipped_bit_is_noticed(record, position):
     path.write_bytes(raw)
     with pytest.raises(CorruptFileError, match=rf"{path.name} of record 'model' is truncated or a"):
         checkpoints.load(record.folder).score()
+
+
+def test_a_number_that_changes_in_the_manifest_is_noticed(record):
+    """The ladder, say, which would otherwise be another one without a word."""
+    path = record.folder / MANIFEST
+    text = path.read_text(encoding="utf-8")
+    assert text.count('"sigma_first": 1.0') == 1
+    path.write_text(text.replace('"sigma_first": 1.0', '"sigma_first": 9.0'), encoding="utf-8")
+    with pytest.raises(CorruptFileError, match="was altered"):
+        checkpoints.load(record.folder)
 
 
 @pytest.mark.parametrize("kept", [0, 7, 1000, -1])

@@ -117,7 +117,7 @@ def test_a_value_of_another_type_is_refused(name, value, accepted):
         ({"sigma_first": 0.001}, "decrease"),
         ({"sigma_last": 0.0}, "positive"),
         ({"sigma_first": math.inf}, "finite"),
-        ({"levels": 0}, "at least 1"),
+        ({"levels": 0}, "1 to 100,000; got 0"),
         ({"weight_power": math.nan}, "weight_power"),
         ({"data_std": 0.0}, "data_std must be positive and finite"),
         ({"parametrization": "continuous", "conditional": False}, "told the noise level"),

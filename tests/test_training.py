@@ -521,6 +521,7 @@ def test_a_run_from_before_a_setting_existed_is_continued(run_training, tiny_con
     record = run_training(config, tmp_path, minutes=0.0)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     del manifest["config"]["data_std"]
+    manifest["sha256"] = checkpoints.manifest_sha256(manifest)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert record.manifest["step"] == 1
     assert run_training(config, tmp_path).manifest["step"] == 2

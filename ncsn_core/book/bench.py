@@ -369,19 +369,18 @@ def line(found: dict[str, Any]) -> str:
     )
 
 
-def repaid_after(rows: list[dict[str, Any]], case: Case) -> int | None:
-    """Training steps after which compiled float32 normalizations have saved what compiling cost.
+def repaid_after(rows: list[dict[str, Any]], case: Case, precision: str = "float32") -> int | None:
+    """Training steps after which compiled normalizations have saved what compiling cost.
 
     None where they were not measured or save nothing.
     """
     of = {r["path"]: r for r in rows if asdict(case).items() <= r.items()}
-    if not {"eager float32", "compiled float32"} <= of.keys():
+    names = [f"{kind} {precision}" for kind in ("eager", "compiled")]
+    if not of.keys() >= set(names):
         return None
-    eager, compiled = (
-        float(np.median(of[f"{k} float32"]["seconds"])) for k in ("eager", "compiled")
-    )
+    eager, compiled = (float(np.median(of[name]["seconds"])) for name in names)
     saved = eager - compiled
-    return math.ceil(of["compiled float32"]["warm_up_seconds"] / saved) if saved > 0 else None
+    return math.ceil(of[names[1]]["warm_up_seconds"] / saved) if saved > 0 else None
 
 
 def draw(result: dict[str, Any]) -> Any:

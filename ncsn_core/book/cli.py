@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from ncsn_core.book import cache, claims, runner, scorecard, site
-from ncsn_core.book.ledger import LedgerError, load_ledger
+from ncsn_core.book.ledger import load_ledger
 from ncsn_core.book.notebook import is_executed, read
 from ncsn_core.book.tree import BUILD, BookError, chapters, find_root, select
+from ncsn_core.errors import NCSNError
+from ncsn_core.files import exclusive
 
 
 class Failure(click.ClickException):
@@ -29,7 +31,7 @@ def _speaks_plainly(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except (BookError, LedgerError) as error:
+        except NCSNError as error:
             raise Failure(str(error)) from error
         except ModuleNotFoundError as error:
             raise Failure(
@@ -41,6 +43,17 @@ def _speaks_plainly(command: Callable[..., None]) -> Callable[..., None]:
                 "interrupted; chapters that were done stay cached, and what the running one wrote "
                 f"is in {BUILD}/executed/failed"
             ) from None
+
+    return wrapped
+
+
+def _alone(command: Callable[..., None]) -> Callable[..., None]:
+    """Let one command at a time write into the build folder."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> None:
+        with exclusive(find_root() / BUILD):
+            command(*args, **options)
 
     return wrapped
 
@@ -83,6 +96,7 @@ def _with_execution_options(command: Callable[..., None]) -> Callable[..., None]
 @click.option("--strict", is_flag=True, help="Render every page anew; a warning is an error.")
 @_with_execution_options
 @_speaks_plainly
+@_alone
 def build(strict: bool, force: bool, timeout: float | None, jobs: int) -> None:
     """Execute what has changed, render the site, print the page to open and the scorecard.
 
@@ -112,6 +126,7 @@ def build(strict: bool, force: bool, timeout: float | None, jobs: int) -> None:
 )
 @_with_execution_options
 @_speaks_plainly
+@_alone
 def execute(
     names: tuple[str, ...],
     parameters: tuple[tuple[str, str], ...],
@@ -169,6 +184,7 @@ def _execute(
 @click.argument("names", nargs=-1, metavar="[CHAPTER]...")
 @_with_execution_options
 @_speaks_plainly
+@_alone
 def refresh(names: tuple[str, ...], force: bool, timeout: float | None, jobs: int) -> None:
     """Execute chapters and store their outputs in notebooks/, ready to be committed.
 
@@ -185,6 +201,7 @@ def refresh(names: tuple[str, ...], force: bool, timeout: float | None, jobs: in
 @book.command()
 @click.option("--strict", is_flag=True, help="Render every page anew; a warning is an error.")
 @_speaks_plainly
+@_alone
 def html(strict: bool) -> None:
     """Render the outputs that are stored in notebooks/, without executing anything.
 

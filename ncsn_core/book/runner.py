@@ -136,7 +136,8 @@ def _run(
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    working = cache.executed_path(root, notebook).with_suffix(".running.ipynb")
+    final = cache.executed_path(root, notebook)
+    working = final.with_name(f".{final.stem}.tmp.ipynb")
     probe = nbformat.v4.new_code_cell(PROBE, metadata={"tags": [PROBE_TAG]})
     prepared = nbformat.from_dict({**source, "cells": [*source.cells, probe]})
     try:

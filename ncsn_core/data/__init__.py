@@ -1,8 +1,8 @@
 """Images as one uint8 tensor on the training device, and batches made from it there.
 
-MNIST ships with the package.  The other data sets come through torchvision: found on disk first,
-downloaded when allowed.  All of them fit in memory (MNIST 47 MB, CelebA at 32×32 about 500 MB), so
-there are no worker processes.
+MNIST ships with the package.  The other data sets are read by torchvision: found on disk first,
+downloaded when allowed (`ncsn_core.data.download`; CelebA by torchvision too).  All of them fit in
+memory (MNIST 47 MB, CelebA at 32×32 about 500 MB), so there are no worker processes.
 """
 
 import os
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ncsn_core.data.download import ARCHIVES, fetch
 from ncsn_core.data.idx import read_idx
 from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
 from ncsn_core.randomness import generator_for
@@ -134,12 +135,18 @@ def _torchvision(
     from torchvision import datasets
     from torchvision.transforms import functional as transforms
 
-    if download:
+    kinds = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
+    if name in kinds and download:
+        try:
+            kinds[name](folder, train=split == "train")
+        except RuntimeError:  # not there
+            fetch(ARCHIVES[name], folder)
+    elif download:
         folder.mkdir(parents=True, exist_ok=True)
     if name == "fashion_mnist":
-        fashion = datasets.FashionMNIST(folder, train=split == "train", download=download)
+        fashion = datasets.FashionMNIST(folder, train=split == "train")
         return fashion.data[:, None], fashion.targets.long()
-    if name == "cifar10":
+    if name == "cifar10":  # torchvision unpacks the archive
         cifar = datasets.CIFAR10(folder, train=split == "train", download=download)
         return torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(
             cifar.targets

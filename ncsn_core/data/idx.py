@@ -4,12 +4,15 @@ import gzip
 import hashlib
 import math
 import struct
+import zlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ncsn_core.errors import CorruptFileError
+
+MOST_BYTES = 2**28  # five times the largest file of MNIST; a few kilobytes can unpack to gigabytes
 
 
 def read_idx(path: Path, *, sha256: str | None = None) -> Tensor:
@@ -26,9 +29,12 @@ def read_idx(path: Path, *, sha256: str | None = None) -> Tensor:
         CorruptFileError: when the file is not gzip, not IDX, of the wrong length or hash.
     """
     try:
-        raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+        with gzip.open(path) as file:
+            raw = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise CorruptFileError(f"{path.name} cannot be read as gzip: {error}") from error
+    if len(raw) > MOST_BYTES:
+        raise CorruptFileError(f"{path.name} is larger than {MOST_BYTES:,} bytes when unpacked")
     if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
         raise CorruptFileError(
             f"{path.name} is not the published file: its SHA-256 differs. Reinstall ncsn_core, or "

@@ -369,6 +369,8 @@ class RefineNet(nn.Module):
             raise ValueError(
                 f"this network takes images of shape {self.image_shape}; got {tuple(x.shape[1:])}"
             )
+        if len(x) == 0:
+            return torch.zeros_like(x, dtype=torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             h = self.begin(2.0 * x.float() - 1.0)
         if torch.is_autocast_enabled(x.device.type):

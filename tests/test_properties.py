@@ -1,0 +1,374 @@
+"""What every function of a kind has in common, for any input that hypothesis finds.
+
+The objectives, divergences, samplers, networks and schedules stand in tables; what is asserted of
+one is asserted of all: shapes, dtypes, memory formats, empty batches, points that are not finite,
+and noise levels from 1e-30 to 1e30.  No answer is quietly wrong: it is right, or an error.
+"""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ncsn_core import divergence, objectives, samplers, schedules
+from ncsn_core.data import block_average, dequantize, to_unit
+from ncsn_core.diagnostics import binned, distance_to_nearest, mode_weights, sliced_wasserstein
+from ncsn_core.generation import to_bytes
+from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
+from ncsn_core.randomness import generator_for
+
+SIGMAS = torch.tensor([1.0, 0.3, 0.1])
+
+
+def score(x):
+    """Of N(0, 2I)."""
+    return -x / 2
+
+
+def conditional(x, sigma):
+    """Of N(0, (1 + σ²)I)."""
+    return -x / (1 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2)
+
+
+def seeded(function, **options):
+    """The function with a generator of its own, so that it can be called twice alike."""
+    return lambda x: function(x, generator=generator_for(0), **options)
+
+
+OBJECTIVES = {
+    "explicit": lambda x: objectives.explicit_score_matching(score, x, lambda y: -y),
+    "implicit": lambda x: objectives.implicit_score_matching(score, x),
+    "sliced": seeded(partial(objectives.sliced_score_matching, score)),
+    "sliced, forward": seeded(partial(objectives.sliced_score_matching, score, mode="forward")),
+    "sliced, reduced variance": seeded(partial(objectives.sliced_score_matching_vr, score)),
+    "finite differences": seeded(partial(objectives.finite_difference_score_matching, score)),
+    "denoising": seeded(partial(objectives.denoising_score_matching, score), sigma=0.5),
+    "denoising floor": lambda x: objectives.denoising_floor(x, 0.5, score),
+    "multilevel": seeded(
+        partial(objectives.multilevel_denoising_score_matching, conditional), sigmas=SIGMAS
+    ),
+    "multilevel sliced": seeded(
+        partial(objectives.multilevel_sliced_score_matching, conditional), sigmas=SIGMAS
+    ),
+    "continuous": seeded(
+        partial(objectives.continuous_denoising_score_matching, conditional),
+        ends=(1.0, 0.1),
+        data_std=0.5,
+    ),
+    "trace, loop": lambda x: divergence.exact_divergence(score, x, "loop"),
+    "trace, vmap": lambda x: divergence.exact_divergence(score, x, "vmap"),
+    "trace, forward": lambda x: divergence.exact_divergence(score, x, "forward"),
+    "hutchinson": seeded(partial(divergence.hutchinson_divergence, score)),
+    "antisymmetry": seeded(partial(divergence.antisymmetry, score)),
+}
+SAMPLERS = {
+    "langevin": seeded(partial(samplers.langevin, score), epsilon=0.1, steps=3),
+    "mala": lambda x: (
+        samplers.mala(
+            score,
+            x,
+            log_density=lambda y: -y.flatten(1).square().sum(1) / 4,
+            epsilon=0.1,
+            steps=3,
+            generator=generator_for(0),
+        ).x
+    ),
+    "annealed": seeded(
+        partial(samplers.annealed_langevin, conditional),
+        sigmas=SIGMAS,
+        epsilon=1e-3,
+        steps_per_level=2,
+        denoise=True,
+    ),
+    "consistent": seeded(
+        partial(samplers.consistent_annealed, conditional), sigmas=SIGMAS, epsilon=2e-2
+    ),
+    "reverse": seeded(
+        partial(samplers.reverse_diffusion, conditional), sigmas=SIGMAS, corrector_steps=1
+    ),
+    "ancestral": seeded(
+        partial(samplers.reverse_diffusion, conditional), sigmas=SIGMAS, ancestral=True
+    ),
+    "euler": lambda x: samplers.probability_flow(conditional, x, SIGMAS, method="euler"),
+    "heun": lambda x: samplers.probability_flow(conditional, x, SIGMAS, method="heun"),
+    "multistep": lambda x: samplers.probability_flow(conditional, x, SIGMAS, method="multistep"),
+}
+CALLS = OBJECTIVES | SAMPLERS
+every = pytest.mark.parametrize("name", CALLS)
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+
+shapes = st.sampled_from([(1,), (3,), (2, 4), (1, 2, 2), (3, 4, 2)])
+batches = st.integers(1, 5)
+dtypes = st.sampled_from([torch.float32, torch.float64])
+
+
+def points(batch, shape, dtype=torch.float32):
+    return torch.randn(batch, *shape, dtype=dtype, generator=generator_for(batch, len(shape)))
+
+
+def result_shape(name, x):
+    return x.shape if name in SAMPLERS else x.shape[:1]
+
+
+@every
+@given(batch=batches, shape=shapes, dtype=dtypes)
+def test_shapes_and_dtypes_are_kept_and_the_input_left_alone(name, batch, shape, dtype):
+    x = points(batch, shape, dtype)
+    before = x.clone()
+    found = CALLS[name](x)
+    assert found.shape == result_shape(name, x)
+    assert found.dtype == dtype
+    assert torch.isfinite(found).all()
+    assert torch.equal(x, before)
+
+
+@every
+@given(batch=batches)
+def test_memory_formats_do_not_matter(name, batch):
+    x = points(batch, (3, 4, 2))
+    plain = CALLS[name](x)
+    wide = points(batch, (3, 4, 4))
+    wide[..., ::2] = x
+    for other in (
+        x.to(memory_format=torch.channels_last),
+        x.transpose(0, 3).contiguous().transpose(0, 3),
+        wide[..., ::2],
+    ):
+        assert not other.is_contiguous() or batch == 1
+        torch.testing.assert_close(CALLS[name](other), plain)
+
+
+@every
+@given(shape=shapes)
+def test_no_samples_give_no_results(name, shape):
+    x = torch.zeros(0, *shape)
+    assert CALLS[name](x).shape == result_shape(name, x)
+
+
+@every
+@given(
+    batch=batches, where=st.integers(0, 100), bad=st.sampled_from([math.nan, math.inf, -math.inf])
+)
+def test_a_point_that_is_not_finite_is_never_answered_by_a_finite_number(name, batch, where, bad):
+    x = points(batch, (3,))
+    row = where % batch
+    x[row, where % 3] = bad
+    try:
+        found = CALLS[name](x)
+    except (ValueError, FloatingPointError):
+        return
+    assert not torch.isfinite(found[row]).all()
+
+
+@every
+@given(batch=st.integers(2, 5), order=st.randoms(use_true_random=False))
+def test_samples_do_not_see_each_other(name, batch, order):
+    """The others change, and a sample's result does not."""
+    x = points(batch, (3,))
+    other = x.clone()
+    row = order.randrange(batch)
+    others = torch.arange(batch) != row
+    other[others] += 1.0
+    torch.testing.assert_close(CALLS[name](other)[row], CALLS[name](x)[row])
+
+
+@every_sampler
+def test_a_score_of_another_shape_is_refused(name):
+    def wrong(x, sigma=None):
+        return x[:, :1]
+
+    x = points(2, (3,))
+    calls = {
+        "mala": lambda: samplers.mala(
+            wrong, x, log_density=lambda y: y.sum(1), epsilon=0.1, steps=1
+        ),
+        "langevin": lambda: samplers.langevin(wrong, x, epsilon=0.1, steps=1),
+        "annealed": lambda: samplers.annealed_langevin(wrong, x, SIGMAS),
+        "consistent": lambda: samplers.consistent_annealed(wrong, x, SIGMAS, epsilon=2e-2),
+        "reverse": lambda: samplers.reverse_diffusion(wrong, x, SIGMAS),
+        "ancestral": lambda: samplers.reverse_diffusion(wrong, x, SIGMAS, ancestral=True),
+    }
+    for method in ("euler", "heun", "multistep"):
+        calls[method] = partial(samplers.probability_flow, wrong, x, SIGMAS, method=method)
+    with pytest.raises(ValueError, match="a score has the shape of its input"):
+        calls[name]()
+
+
+# --- extreme noise -------------------------------------------------------------------------------
+
+
+@given(
+    first=st.floats(-30, 30).map(lambda e: 10.0**e),
+    decades=st.floats(0.1, 40),
+    levels=st.integers(1, 50),
+)
+def test_a_ladder_is_a_ladder_or_an_error(first, decades, levels):
+    last = first / 10**decades
+    try:
+        sigmas = schedules.geometric_ladder(first, last, levels)
+    except ValueError:
+        return
+    assert len(sigmas) == levels
+    assert torch.isfinite(sigmas).all()
+    assert (sigmas > 0).all()
+    assert (sigmas.diff() < 0).all()
+    assert sigmas[0] == pytest.approx(first, rel=1e-6)
+    assert sigmas[-1] == pytest.approx(last, rel=1e-5)
+
+
+@given(exponent=st.floats(-30, 30))
+def test_denoising_at_any_noise_is_finite_and_not_negative_or_an_error(exponent):
+    x = points(4, (3,), torch.float64)
+    sigma = 10.0**exponent
+    loss = objectives.denoising_score_matching(score, x, sigma, generator=generator_for(0))
+    assert torch.isfinite(loss).all()
+    assert (loss >= 0).all()
+    # In single precision the target z/σ of a tiny σ has no square.
+    single = objectives.denoising_score_matching(
+        score, x.float(), sigma, generator=generator_for(0)
+    )
+    assert not single.isnan().any()
+
+
+@given(sigma=st.sampled_from([0.0, -1.0, math.nan, -math.inf]))
+def test_noise_that_is_not_positive_is_refused(sigma):
+    x = points(2, (3,))
+    with pytest.raises(ValueError, match="positive sigma"):
+        objectives.denoising_score_matching(score, x, sigma)
+    with pytest.raises(ValueError, match="positive"):
+        schedules.geometric_ladder(1.0, sigma, 3)
+
+
+@given(epsilon=st.sampled_from([0.0, -1e-5, math.nan, math.inf]))
+def test_a_step_size_that_is_not_positive_and_finite_is_refused(epsilon):
+    x = points(2, (3,))
+    with pytest.raises(ValueError, match="epsilon must be positive and finite"):
+        samplers.annealed_langevin(conditional, x, SIGMAS, epsilon=epsilon)
+    with pytest.raises(ValueError, match="epsilon must be positive and finite"):
+        samplers.langevin(score, x, epsilon=epsilon, steps=2)
+
+
+@given(exponent=st.floats(0, 38))
+def test_a_step_that_is_too_large_ends_in_an_error_and_not_in_numbers_without_meaning(exponent):
+    try:
+        found = samplers.langevin(
+            score, points(3, (2,)), epsilon=10.0**exponent, steps=50, generator=generator_for(0)
+        )
+    except FloatingPointError as error:
+        assert "smaller epsilon" in str(error)  # noqa: PT017
+        return
+    assert torch.isfinite(found).all()
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return RefineNet(2, 1, 8, levels=3).requires_grad_(False)
+
+
+WRAPPERS = {
+    "score": NoiseConditionalScore,
+    "energy": EnergyScore,
+    "continuous": partial(ContinuousScore, data_mean=0.5, data_std=0.3),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_a_network_takes_any_batch_in_any_memory_format(network, kind, batch):
+    wrapped = WRAPPERS[kind](network, schedules.geometric_ladder(1.0, 0.01, 3))
+    x = torch.rand(batch, 1, 8, 8)
+    sigma = wrapped.sigmas[:1].expand(batch)
+    found = wrapped(x, sigma)
+    assert found.shape == x.shape
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        wrapped(x.transpose(2, 3).contiguous().transpose(2, 3), sigma), found
+    )
+    for row in range(batch):
+        alone = wrapped(x[row : row + 1], sigma[:1])
+        torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_network_hides_no_pixel_that_is_not_finite(network, kind, bad):
+    wrapped = WRAPPERS[kind](network, schedules.geometric_ladder(1.0, 0.01, 3))
+    x = torch.rand(2, 1, 8, 8)
+    x[1, 0, 3, 3] = bad
+    found = wrapped(x, wrapped.sigmas[:1].expand(2))
+    assert torch.isfinite(found[0]).all()
+    assert not torch.isfinite(found[1]).all()
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+@given(sigma=st.floats(allow_nan=True, allow_infinity=True, width=32))
+def test_a_network_answers_at_its_own_noise_levels_and_at_no_other(network, kind, sigma):
+    wrapped = WRAPPERS[kind](network, schedules.geometric_ladder(1.0, 0.01, 3))
+    levels = wrapped.sigmas.tolist()
+    known = sigma in levels
+    if kind == "continuous":
+        known = levels[-1] * (1 - 1e-5) <= sigma <= levels[0] * (1 + 1e-5)
+    x = torch.rand(1, 1, 8, 8)
+    if known:
+        assert torch.isfinite(wrapped(x, torch.tensor([sigma]))).all()
+    else:
+        with pytest.raises(ValueError, match="sigma = "):
+            wrapped(x, torch.tensor([sigma]))
+
+
+# --- images and diagnostics ----------------------------------------------------------------------
+
+
+@given(value=st.integers(0, 255), seed=st.integers(0, 2**31))
+def test_bytes_become_numbers_and_come_back(value, seed):
+    images = torch.full((1, 1, 2, 2), value, dtype=torch.uint8)
+    assert torch.equal(to_bytes(to_unit(images)), images)
+    noised = dequantize(images, generator=generator_for(seed))
+    assert torch.equal((noised * 256).floor().to(torch.uint8), images)
+    assert (noised < 1).all()
+    assert torch.equal(block_average(images, 1)[0, 0, 0, 0], images[0, 0, 0, 0])
+
+
+@given(x=st.floats(allow_nan=False, width=32))
+def test_what_lies_outside_is_clipped_as_a_screen_would(x):
+    expected = min(max(x, 0), 1) * 255
+    assert abs(int(to_bytes(torch.tensor([x]))) - expected) <= 0.5 + 1e-4
+
+
+@given(count=st.integers(1, 30), modes=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_shares_of_modes_add_up_and_lie_in_their_intervals(count, modes, seed):
+    generator = generator_for(seed)
+    x = torch.randn(count, 2, generator=generator)
+    shares = mode_weights(x, torch.randn(modes, 2, generator=generator))
+    assert sum(share.value for share in shares) == pytest.approx(1)
+    assert all(0 <= share.low <= share.value <= share.high <= 1 for share in shares)
+
+
+@given(count=st.integers(1, 30), seed=st.integers(0, 1000))
+def test_distances_are_distances(count, seed):
+    generator = generator_for(seed)
+    x, y = (torch.randn(count, 3, generator=generator) for _ in range(2))
+    assert (distance_to_nearest(x, x) < 1e-3).all()
+    assert (distance_to_nearest(x, y) >= 0).all()
+    there = sliced_wasserstein(x, y, generator=generator_for(0))
+    back = sliced_wasserstein(y, x, generator=generator_for(0))
+    assert there == pytest.approx(back, rel=1e-4)
+    assert sliced_wasserstein(x, x, generator=generator_for(0)) == 0
+    shifted = sliced_wasserstein(x, x + torch.ones(3), generator=generator_for(0))
+    assert shifted <= math.sqrt(3) + 1e-4
+
+
+@given(count=st.integers(0, 40), seed=st.integers(0, 1000))
+def test_bins_count_every_value_once(count, seed):
+    by = torch.rand(count, generator=generator_for(seed))
+    found = binned(by * 2, by, [0.0, 0.25, 0.5, 1.0])
+    assert int(found.count.sum()) == count
+    total = (found.mean.nan_to_num() * found.count).sum()
+    assert float(total) == pytest.approx(float(by.sum() * 2), rel=1e-4, abs=1e-5)

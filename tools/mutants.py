@@ -1,0 +1,222 @@
+"""Mutation testing: small defects in what everything rests on, which the tests must see.
+
+    python tools/mutants.py --count 300 --out _build/stress/mutants.json
+
+draws so many of Cosmic Ray's mutants at random, runs the fast tests of the mutated module on each,
+and writes how many were killed and which survived.  Those of type annotations, which nothing runs,
+are left out.  A run that was interrupted is continued.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+from scipy.stats import binomtest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("models", "results", "data/mnist")  # of the package: linked, not copied
+TESTS = {
+    "objectives": "test_objectives test_score_matching test_museum_of_bugs",
+    "schedules": "test_schedules test_samplers_beyond",
+    "divergence": "test_divergence test_museum_of_bugs",
+    "checkpoints": "test_checkpoints test_training",
+    "samplers/langevin": "test_langevin",
+    "samplers/mala": "test_langevin test_museum_of_bugs",
+    "samplers/annealed": "test_samplers test_museum_of_bugs",
+    "samplers/consistent": "test_samplers_beyond",
+    "samplers/reverse": "test_samplers_beyond",
+    "samplers/ode": "test_samplers_beyond",
+    "samplers/inpainting": "test_inpainting",
+    "samplers/state": "test_samplers test_langevin",
+}
+EVERYWHERE = "test_properties"
+FAST = "not (slow or browser or colab or stress)"
+
+
+class Mutant(NamedTuple):
+    """A defect: which occurrence of which operator in which module."""
+
+    module: str
+    operator: str
+    occurrence: int
+    line: int
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All mutants of a module, but for those of type annotations."""
+    source = path_of(ROOT, module).read_text(encoding="utf-8")
+    skipped = _annotations(source)
+    found = []
+    for name in operator_names():
+        kind = get_operator(name)
+        if kind.arguments():
+            continue
+        positions = (
+            start
+            for node in ast_nodes(get_ast(source))
+            for start, _ in kind().mutation_positions(node)
+        )
+        for occurrence, (line, column) in enumerate(positions):
+            if not any(first <= (line, column) <= last for first, last in skipped):
+                found.append(Mutant(module, name, occurrence, line))
+    return found
+
+
+def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the annotations are."""
+    spans = []
+    for node in ast.walk(ast.parse(source)):
+        for name in ("annotation", "returns"):
+            found = getattr(node, name, None)
+            if found is not None:
+                start = found.lineno, found.col_offset
+                spans.append((start, (found.end_lineno, found.end_col_offset)))
+    return spans
+
+
+def path_of(root: Path, module: str) -> Path:
+    """A module's file below a copy of the repository."""
+    return root / "ncsn_core" / f"{module}.py"
+
+
+def copy_of_the_repository(folder: Path) -> Path:
+    """What the tests need, with the large files linked."""
+    ignored = shutil.ignore_patterns("__pycache__", *(Path(name).name for name in HEAVY))
+    shutil.copytree(ROOT / "ncsn_core", folder / "ncsn_core", ignore=ignored)
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignored)
+    for name in HEAVY:
+        (folder / "ncsn_core" / name).symlink_to(ROOT / "ncsn_core" / name)
+    for name in ("pyproject.toml", "book", "notebooks"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run_tests(folder: Path, module: str, seconds: float) -> str:
+    """Run the fast tests of a module; returns "survived", "killed" or "killed (time)"."""
+    names = [f"tests/{name}.py" for name in [*TESTS[module].split(), EVERYWHERE]]
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", FAST]
+    checked = "--jaxtyping-packages=ncsn_core,beartype.beartype"
+    try:
+        done = subprocess.run(
+            [*command, checked, *names],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return "killed (time)"
+    return "survived" if done.returncode == 0 else "killed"
+
+
+def examine(mutant: Mutant, folder: Path, seconds: float) -> dict[str, object]:
+    """Plant a mutant, test, and put the module right again."""
+    path = path_of(folder, mutant.module)
+    right = path.read_text(encoding="utf-8")
+    wrong = mutate_code(right, get_operator(mutant.operator)(), mutant.occurrence)
+    change = [
+        text.rstrip()
+        for text in difflib.unified_diff(right.splitlines(), wrong.splitlines(), n=0, lineterm="")
+        if not text.startswith(("---", "+++", "@@"))
+    ]
+    try:
+        path.write_text(wrong, encoding="utf-8")
+        outcome = run_tests(folder, mutant.module, seconds)
+    finally:
+        path.write_text(right, encoding="utf-8")
+    return mutant._asdict() | {"change": change, "outcome": outcome}
+
+
+def main() -> None:
+    """Draw, examine, report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="copies at a time, one core each")
+    parser.add_argument("--out", type=Path, default=ROOT / "_build" / "stress" / "mutants.json")
+    options = parser.parse_args()
+
+    everything = [mutant for module in TESTS for mutant in mutants(module)]
+    drawn = random.Random(options.seed).sample(everything, options.count)
+    done = {}
+    if options.out.exists():
+        for row in json.loads(options.out.read_text())["mutants"]:
+            done[Mutant(row["module"], row["operator"], row["occurrence"], row["line"])] = row
+    print(f"{options.count} of {len(everything)} mutants; {len(done)} are examined already")
+
+    with tempfile.TemporaryDirectory() as place:
+        free: Queue[Path] = Queue()
+        for i in range(options.jobs):
+            free.put(copy_of_the_repository(Path(place) / str(i)))
+        limits = {}
+        for module in TESTS:
+            folder = free.get()
+            began = time.monotonic()
+            if run_tests(folder, module, 600) != "survived":
+                sys.exit(f"the tests of {module} fail without a mutant")
+            limits[module] = 20 + 4 * (time.monotonic() - began)
+            free.put(folder)
+            print(f"{module}: {limits[module] / 4 - 5:.0f} s")
+
+        def one(mutant: Mutant) -> None:
+            folder = free.get()
+            try:
+                done[mutant] = examine(mutant, folder, limits[mutant.module])
+            finally:
+                free.put(folder)
+            row = done[mutant]
+            print(f"{len(done)}: {row['outcome']}: {row['module']}:{row['line']} {row['change']}")
+            write(options, everything, done)
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(one, [mutant for mutant in drawn if mutant not in done]))
+    write(options, everything, done)
+    print(json.dumps(summary(list(done.values())), indent=1))
+
+
+def summary(rows: list[dict[str, object]]) -> dict[str, float]:
+    """How many were killed, with the 95 % interval of Wilson for all mutants."""
+    killed = sum(str(row["outcome"]).startswith("killed") for row in rows)
+    interval = binomtest(killed, len(rows)).proportion_ci(method="wilson")
+    return {
+        "examined": len(rows),
+        "killed": killed,
+        "rate": killed / len(rows),
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }
+
+
+def write(
+    options: argparse.Namespace, everything: list[Mutant], done: dict[Mutant, dict[str, object]]
+) -> None:
+    """Keep what is known so far."""
+    rows = list(done.values())
+    content = {"seed": options.seed, "of": len(everything), **summary(rows), "mutants": rows}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.with_suffix(".tmp").write_text(json.dumps(content, indent=1))
+    options.out.with_suffix(".tmp").replace(options.out)
+
+
+if __name__ == "__main__":
+    main()
