@@ -162,6 +162,7 @@ def main() -> None:
     if options.out.exists():
         for row in json.loads(options.out.read_text())["mutants"]:
             done[Mutant(row["module"], row["operator"], row["occurrence"], row["line"])] = row
+    sys.stdout.reconfigure(line_buffering=True)
     print(f"{options.count} of {len(everything)} mutants; {len(done)} are examined already")
 
     with tempfile.TemporaryDirectory() as place:

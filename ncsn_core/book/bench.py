@@ -8,6 +8,7 @@ What a machine could do at best is measured beside them.
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -118,7 +119,8 @@ def measure(
         for case in cases:
             torch.compiler.reset()  # or the shapes of all cases together exceed its limit
             chosen = paths if section != "sweep" else {name(default): default}
-            rows = compare(make(case, chosen, device), case, plan.rounds, device)
+            with _nothing_compiled():
+                rows = compare(make(case, chosen, device), case, plan.rounds, device)
             if section == "sampling":
                 rows = [r | {"per_second": r["per_second"] * LEVELS} for r in rows]
             for found in rows:
@@ -132,6 +134,16 @@ def measure(
     report(", ".join(f"{key} {value:.3g}" for key, value in ceilings.items()))
     result["agreement"] = agreement(default, plan.steps, device)
     return result
+
+
+def _nothing_compiled() -> AbstractContextManager[Any]:
+    """Hide what an earlier run has compiled and left on disk, or compiling costs nothing."""
+    from torch._inductor import utils
+
+    fresh = (
+        getattr(utils, "fresh_cache", None) or utils.fresh_inductor_cache
+    )  # renamed in torch 2.8
+    return fresh()
 
 
 def name(path: Path) -> str:
@@ -387,7 +399,8 @@ def draw(result: dict[str, Any]) -> Any:
     """Ratios by size for training and sampling, and speed against the batch; returns the figure."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
+    colors: dict[str, Any] = {}
     for ax, section in zip(axes[:2], ("training", "sampling"), strict=True):
         rows = result[section]
         paths = list(dict.fromkeys(r["path"] for r in rows if r["path"] != "plain"))
@@ -401,16 +414,20 @@ def draw(result: dict[str, Any]) -> Any:
                 middle - [r["ratio_low"] for r in chosen],
                 [r["ratio_high"] for r in chosen] - middle,
             ]
-            ax.bar(at, middle, width, yerr=spread, label=path, error_kw={"lw": 1})
+            bars = ax.bar(at, middle, width, yerr=spread, label=path, error_kw={"lw": 1})
+            colors[path] = bars.patches[0].get_facecolor()
         ax.axhline(1, color="black", lw=1)
         ax.set_xticks(range(len(sizes)), [f"{c} ch\n{s}×{s}" for c, s in sizes])
         ax.set(title=section, ylabel="speed over the plain path's")
         ax.grid(axis="x", visible=False)
-    axes[0].legend(fontsize=7)
     for path in dict.fromkeys(r["path"] for r in result["sweep"]):
         chosen = [r for r in result["sweep"] if r["path"] == path]
         axes[2].plot(
-            [r["batch"] for r in chosen], [r["per_second"] for r in chosen], "o-", label=path
+            [r["batch"] for r in chosen],
+            [r["per_second"] for r in chosen],
+            "o-",
+            color="black" if path == "plain" else colors.get(path),
+            label="plain" if path == "plain" else None,
         )
     first = result["sweep"][0]
     axes[2].set(
@@ -420,5 +437,10 @@ def draw(result: dict[str, Any]) -> Any:
         ylabel="images a second",
         ylim=(0, None),
     )
-    axes[2].legend(fontsize=7)
+    sizes = [r["batch"] for r in result["sweep"] if r["path"] == first["path"]]
+    axes[2].set_xticks(sizes, [str(size) for size in sizes])
+    axes[2].set_xticks([], minor=True)
+    handles, labels = axes[0].get_legend_handles_labels()
+    lines, names = axes[2].get_legend_handles_labels()
+    fig.legend(handles + lines, labels + names, loc="outside upper center", ncols=5)
     return fig
