@@ -61,8 +61,8 @@ def test_a_single_level_is_a_ladder_when_its_ends_agree():
 @pytest.mark.parametrize(
     ("first", "last", "levels", "complaint"),
     [
-        (1.0, 0.01, 0, "at least 1"),
-        (1.0, 0.01, -3, "at least 1"),
+        (1.0, 0.01, 0, "1 to 100,000"),
+        (1.0, 0.01, -3, "1 to 100,000"),
         (0.01, 1.0, 10, "decrease"),
         (1.0, 1.0, 2, "decrease"),
         (1.0, 0.0, 10, "positive"),

@@ -140,10 +140,8 @@ def _nothing_compiled() -> AbstractContextManager[Any]:
     """Hide what an earlier run has compiled and left on disk, or compiling costs nothing."""
     from torch._inductor import utils
 
-    fresh = (
-        getattr(utils, "fresh_cache", None) or utils.fresh_inductor_cache
-    )  # renamed in torch 2.8
-    return fresh()
+    fresh = getattr(utils, "fresh_cache", None)  # torch 2.8 renamed it
+    return (fresh or utils.fresh_inductor_cache)()
 
 
 def name(path: Path) -> str:
