@@ -16,7 +16,7 @@ step = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env book html refresh serve test lint types environment unit notebooks strict browser test-colab links lock clean
+.PHONY: help env book html refresh serve test lint types environment unit notebooks strict browser test-colab stress links lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z-]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,15 @@ browser: strict ## - a browser looks at every page: offline, light and dark, on 
 test-colab: $(INSTALLED) ## published notebooks in a fresh environment like Colab's, without the repository
 	$(call step,test-colab: two chapters and the training notebook (NCSN_COLAB=all: every one))
 	@$(BIN)/python -m pytest tests/colab -m colab --timeout=1200 $(ARGS)
+
+stress: $(INSTALLED) ## hours of kills, fuzzing, planted defects and mutants, for the page of promises
+	$(call step,stress: the long versions of what the suite does in seconds)
+	@NCSN_FIGURES=$(CURDIR)/_build/stress $(BIN)/python -m pytest -m stress --timeout=7200 $(ARGS)
+	@$(BIN)/python -m coverage run -m pytest --jaxtyping-packages=ncsn_core,beartype.beartype
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage json --quiet -o _build/coverage/report.json
+	@$(BIN)/python tools/mutants.py
+	@$(BIN)/python tools/promises.py
 
 links: strict ## every link to another site leads somewhere (needs the internet)
 	@$(BIN)/jupyter-book build _build/source --path-output . --builder linkcheck

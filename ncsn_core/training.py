@@ -39,6 +39,7 @@ from ncsn_core.objectives import (
 )
 
 ADVICE = "The last checkpoint is kept. Try a smaller learning_rate or a gradient_clip"
+Batch = tuple[int, Tensor, torch.Generator]
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
@@ -160,23 +161,30 @@ def train(
     if previous is not None and previous.manifest["step"] >= config.steps:
         return previous
 
+    share = ranks.share(config.batch_size)
+    fabric = ranks.fabric(target, pick_precision(precision, target))
+    images = _load(config, target, data_root, download)
+    if compile is None:
+        compile = can_compile(target) and not config.differentiates_twice
+    elif compile and config.differentiates_twice:
+        raise NCSNError("compiled normalizations have no second derivatives, which this needs")
+    run = Run(config, fabric, target, share, compile)
+    run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
+    if previous is not None:
+        run.restore(previous)
+    elif start_from is not None:
+        run.start_from(start_from)
+    stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
+
     # Only the first of several processes writes; the others wait for it when they meet.
     with nullcontext() if ranks.index() else exclusive(folder):
-        previous = _previous_run(config, folder)  # as it is now that nobody else can change it
-        share = ranks.share(config.batch_size)
-        fabric = ranks.fabric(target, pick_precision(precision, target))
-        images = _load(config, target, data_root, download)
-        if compile is None:
-            compile = can_compile(target) and not config.differentiates_twice
-        elif compile and config.differentiates_twice:
-            raise NCSNError("compiled normalizations have no second derivatives, which this needs")
-        run = Run(config, fabric, target, share, compile)
-        run.origin |= {"data_sha256": provenance.tensor_sha256(images), "images": len(images)}
-        if previous is not None:
-            run.restore(previous)
-        elif start_from is not None:
-            run.start_from(start_from)
-        return _finish(run, images, folder, minutes, progress)
+        now = _previous_run(config, folder)
+        if not ranks.index() and now != previous:
+            raise NCSNError(
+                f"another process has trained in {folder} since this one began. Run the same "
+                f"command again: it goes on from there"
+            )
+        return _finish(run, stream, folder, minutes, progress)
 
 
 def _load(
@@ -197,11 +205,10 @@ def _load(
 
 
 def _finish(
-    run: "Run", images: Tensor, folder: Path, minutes: float | None, progress: bool
+    run: "Run", stream: Iterator[Batch], folder: Path, minutes: float | None, progress: bool
 ) -> Record:
     """Take a run to its last step, or to the first checkpoint beyond so many minutes."""
     config = run.config
-    stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
     stop_at = math.inf if minutes is None else time.monotonic() + 60 * minutes
     bar = tqdm(
         total=config.steps,

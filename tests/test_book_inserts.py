@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from ncsn_core import checkpoints
 from ncsn_core.book import claims, inserts, scorecard
 from ncsn_core.book.inserts import Book, fill
 from ncsn_core.book.ledger import Band, Claim, Measurement
@@ -80,6 +81,44 @@ def test_a_measured_number_and_a_verdict_are_filled_in(book):
     assert fill("{claim}`24`", book, PAGE) == "{ref}`claim 24 (fails) <claim-24>`"
     counts = "{claims}`all` {claims}`holds` {claims}`fails` {claims}`not measured`"
     assert fill(counts, book, PAGE) == "3 1 1 1"
+
+
+@pytest.fixture
+def promises(tmp_path, monkeypatch):
+    """What `make stress` has measured."""
+    metrics = {
+        "kills of training": {"kills": {"SIGKILL": 20, "SIGINT": 19}, "checkpoints": 1203},
+        "mutants": {
+            "rate": 0.9123,
+            "survivors": [{"module": "a", "change": ["-x < 1", "+x <= 1"], "judgement": "equal"}],
+        },
+        "determinism of training, 32-true, eager": {"again": True, "resumed": True, "threads": 0.0},
+        "determinism of sampling, bf16-mixed, eager": {"again": True, "threads": 0.0123},
+    }
+    checkpoints.save(tmp_path / "results" / "promises", {}, kind="bundle", metrics=metrics)
+    monkeypatch.setattr(checkpoints, "RESULTS", tmp_path / "results")
+
+
+def test_what_stress_has_measured_is_filled_in(book, promises):
+    assert fill("{promise}`kills of training:kills`", book, PAGE) == "20 SIGKILL, 19 SIGINT"
+    assert fill("{promise}`kills of training:checkpoints`", book, PAGE) == "1,203"
+    assert fill("{promise}`mutants:rate`", book, PAGE) == "0.912"
+    with pytest.raises(BookError, match="has measured no 'age' of 'mutants'"):
+        fill("{promise}`mutants:age`", book, PAGE)
+    text = fill("<!-- ncsn: determinism -->", book, PAGE)
+    assert "* - training, 32-true, eager\n  - equal\n  - equal\n  - equal" in text
+    assert "* - sampling, bf16-mixed, eager\n  - equal\n  - –\n  - to 0.012" in text
+    text = fill("<!-- ncsn: survivors -->", book, PAGE)
+    assert "<code>-x &lt; 1</code><br><code>+x &lt;= 1</code>\n  - equal" in text
+
+
+def test_outputs_that_are_not_compared_are_counted(book):
+    (cell,) = (c for c in book.notebooks[CHAPTER].cells if c.cell_type == "code")
+    assert "0 of 1 outputs are not compared (0%)" in fill("<!-- ncsn: ignored -->", book, PAGE)
+    cell.metadata["tags"] = ["nbval-ignore-output"]
+    text = fill("<!-- ncsn: ignored -->", book, PAGE)
+    assert "1 of 1 outputs are not compared (100%)" in text
+    assert "chapter\N{NO-BREAK SPACE}10 </notebooks/10_ncsn>`\n  - 1\n  - 1" in text
 
 
 def test_other_roles_are_left_alone(book):

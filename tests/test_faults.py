@@ -111,10 +111,10 @@ NOTEBOOK = Path("notebooks/01_first.ipynb")
 
 @pytest.fixture
 def book(tmp_path):
-    """A book of one chapter, which takes two seconds."""
+    """A book of one chapter, which takes four seconds."""
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: notebooks/01_first\n")
     (tmp_path / "requirements.lock").write_text("torch==2.6\n")
-    cells = ["import time", *(f"time.sleep(0.3)\nprint({i})" for i in range(5))]
+    cells = ["import time", *(f"time.sleep(0.3)\nprint({i})" for i in range(10))]
     (tmp_path / "notebooks").mkdir()
     nbformat.write(new_notebook(cells=[new_code_cell(c) for c in cells]), tmp_path / NOTEBOOK)
     return tmp_path
@@ -128,7 +128,7 @@ def test_execution_survives_kills_and_leaves_no_kernel(book, kills, figures):
     def a_stored_copy_is_whole():
         assert (book / NOTEBOOK).read_bytes() == source
         if cache.key_path(book, NOTEBOOK).exists():
-            assert nbformat.read(executed, as_version=4).cells[-1].outputs[0].text == "4\n"
+            assert nbformat.read(executed, as_version=4).cells[-1].outputs[0].text == "9\n"
         with exclusive(book / "_build"):
             assert no_unfinished_file(book)
         cache.key_path(book, NOTEBOOK).unlink(missing_ok=True)  # so that it is executed again
@@ -136,7 +136,7 @@ def test_execution_survives_kills_and_leaves_no_kernel(book, kills, figures):
     died = lives.kill_often(
         lives.execute, book, NOTEBOOK, kills=kills, longest=4, check=a_stored_copy_is_whole
     )
-    assert nbformat.read(executed, as_version=4).cells[-1].outputs[0].text == "4\n"
+    assert nbformat.read(executed, as_version=4).cells[-1].outputs[0].text == "9\n"
     assert died.total() >= kills / 2
     figures("kills of execution", kills=dict(died))
 

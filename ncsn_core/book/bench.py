@@ -8,7 +8,7 @@ What a machine could do at best is measured beside them.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -119,7 +119,7 @@ def measure(
         for case in cases:
             torch.compiler.reset()  # or the shapes of all cases together exceed its limit
             chosen = paths if section != "sweep" else {name(default): default}
-            with _nothing_compiled():
+            with nullcontext() if smoke else _nothing_compiled():
                 rows = compare(make(case, chosen, device), case, plan.rounds, device)
             if section == "sampling":
                 rows = [r | {"per_second": r["per_second"] * LEVELS} for r in rows]
@@ -285,6 +285,7 @@ def measure_ceilings(device: torch.device, *, smoke: bool = False) -> dict[str, 
     14 pixels at a dilation of 1, in the faster of two memory formats.
     """
     size, batch = (64, 2) if smoke else (2048, 64) if device.type == "cpu" else (8192, 512)
+    repeats = 1 if smoke else 7
     found: dict[str, float] = {}
     kinds = [torch.float32, torch.bfloat16]
     if device.type == "cuda":
@@ -293,25 +294,25 @@ def measure_ceilings(device: torch.device, *, smoke: bool = False) -> dict[str, 
         for kind in kinds:
             label = str(kind).removeprefix("torch.")
             a = torch.randn(size, size, device=device, dtype=kind)
-            cost = _quickest(partial(torch.mm, a, a), device)
+            cost = _quickest(partial(torch.mm, a, a), device, repeats)
             found[f"product {label}"] = 2 * size**3 / cost / 1e9
             speeds = []
             for layout in (torch.contiguous_format, torch.channels_last):
                 x = torch.randn(batch, 128, 14, 14, device=device, dtype=kind)
                 w = torch.randn(128, 128, 3, 3, device=device, dtype=kind)
                 x, w = x.to(memory_format=layout), w.to(memory_format=layout)
-                cost = _quickest(partial(F.conv2d, x, w, padding=1), device)
+                cost = _quickest(partial(F.conv2d, x, w, padding=1), device, repeats)
                 speeds.append(2 * batch * 128 * 128 * 9 * 14 * 14 / cost / 1e9)
             found[f"convolution {label}"] = max(speeds)
     x = torch.empty((16 if smoke else 256) * 2**20 // 4, device=device)
     y = torch.empty_like(x)
-    found["copy GB/s"] = 2 * x.nbytes / _quickest(lambda: y.copy_(x), device) / 1e9
+    found["copy GB/s"] = 2 * x.nbytes / _quickest(lambda: y.copy_(x), device, repeats) / 1e9
     return found
 
 
-def _quickest(call: Callable[[], Any], device: torch.device) -> float:
+def _quickest(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Seconds of the quickest of several calls, for a ceiling."""
-    return min(benchmark.costs({"call": call}, repeats=7, device=device)["call"].seconds)
+    return min(benchmark.costs({"call": call}, repeats=repeats, device=device)["call"].seconds)
 
 
 def agreement(path: Path, steps: int, device: torch.device) -> dict[str, Any]:

@@ -7,6 +7,7 @@ fills in what the chapters of this very build have measured:
     {measured}`24:annealing`  the same for one part of a claim
     {claim}`16`               a link to the claim on the scorecard, with its verdict
     {claims}`holds`           how many claims hold; also fails, not measured, all
+    {promise}`mutants:killed` a number that `make stress` has measured
 
 and a line `<!-- ncsn: scorecard -->` is replaced by what `BLOCKS` makes of the book.
 """
@@ -20,13 +21,15 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
+from ncsn_core import checkpoints
 from ncsn_core.book.claims import METADATA_KEY
+from ncsn_core.book.ledger import number_text
 from ncsn_core.book.plot import band_plot
 from ncsn_core.book.provenance import PACKAGE
 from ncsn_core.book.scorecard import FAILS, HOLDS, NOT_MEASURED, Row, by_claim, status_of
 from ncsn_core.book.tree import BookError
 
-ROLE = re.compile(r"\{(measured|claim|claims)\}`([^`:]+)(?::([^`]+))?`")
+ROLE = re.compile(r"\{(measured|claim|claims|promise)\}`([^`:]+)(?::([^`]+))?`")
 BLOCK = re.compile(r"^<!-- ncsn: ([a-z]+) -->$", re.MULTILINE)
 EXERCISE = re.compile(r"^:::\{admonition\} Exercise (\d+): (.+)$", re.MULTILINE)
 HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
@@ -55,6 +58,8 @@ def fill(text: str, book: Book, page: Path) -> str:
         name, argument, part = match.groups()
         if name == "claims":
             return _count(argument, book, page)
+        if name == "promise":
+            return _promise(argument, part, page)
         rows = _rows(argument, part, book, page)
         if name == "claim":
             return f"{{ref}}`claim {argument} ({status_of(rows)}) <claim-{argument}>`"
@@ -102,6 +107,16 @@ def _rows(number: str, part: str | None, book: Book, page: Path) -> list[Row]:
         parts = ", ".join(repr(row.part) for row in rows)
         raise BookError(f"{page}: claim {number} has no part {part!r}, but {parts}")
     return found
+
+
+def _promise(name: str, key: str, page: Path) -> str:
+    metrics = checkpoints.results("promises").metrics
+    if key not in metrics.get(name, {}):
+        raise BookError(f"{page}: `make stress` has measured no {key!r} of {name!r}")
+    value = metrics[name][key]
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {kind}" for kind, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else number_text(value, digits=3)
 
 
 # --- blocks -------------------------------------------------------------------------------------
@@ -243,12 +258,71 @@ def _records(book: Book) -> str:
     return "\n".join([*lines, "```"])
 
 
+def _determinism(book: Book) -> str:
+    """What is the same to the last bit, by what is computed and how."""
+    lines = [
+        "```{list-table} On one CPU, the same seed: equal to the last bit, or how far apart.",
+        ":name: tab-determinism",
+        ":header-rows: 1",
+        "",
+        *_row("Computation", "Again", "Resumed", "One thread for two"),
+    ]
+    for name, found in checkpoints.results("promises").metrics.items():
+        if name.startswith("determinism of "):
+            words = ["equal" if found.get(key) else "–" for key in ("again", "resumed")]
+            apart = found["threads"]
+            words.append("equal" if apart == 0 else f"to {number_text(apart, digits=2)}")
+            lines += _row(name.removeprefix("determinism of "), *words)
+    return "\n".join([*lines, "```"])
+
+
+def _survivors(book: Book) -> str:
+    """The mutants that no test has seen."""
+    lines = [
+        "```{list-table} The survivors.",
+        ":name: tab-survivors",
+        ":header-rows: 1",
+        ":widths: 18 42 40",
+        "",
+        *_row("Module", "Change", "Judgement"),
+    ]
+    for row in checkpoints.results("promises").metrics["mutants"]["survivors"]:
+        change = "<br>".join(f"<code>{html.escape(line)}</code>" for line in row["change"])
+        lines += _row(f"`{row['module']}`", change, row["judgement"])
+    return "\n".join([*lines, "```"])
+
+
+def _ignored(book: Book) -> str:
+    """The cells whose output is not compared with the stored one."""
+    rows, outputs, ignored = [], 0, 0
+    for page, notebook in book.notebooks.items():
+        cells = [c for c in notebook.cells if c.cell_type == "code" and c.outputs]
+        volatile = [c for c in cells if "nbval-ignore-output" in c.metadata.get("tags", [])]
+        if "runs" in page.parts:
+            continue
+        outputs, ignored = outputs + len(cells), ignored + len(volatile)
+        if volatile:
+            rows.append(_row(_chapter(page.stem, book), str(len(volatile)), str(len(cells))))
+    share = f"{ignored} of {outputs} outputs are not compared ({ignored / outputs:.0%})."
+    lines = [
+        f"```{{list-table}} {share}",
+        ":name: tab-ignored",
+        ":header-rows: 1",
+        "",
+        *_row("Notebook", "Not compared", "Outputs"),
+    ]
+    return "\n".join([*lines, *(line for row in rows for line in row), "```"])
+
+
 BLOCKS: dict[str, Callable[[Book], str]] = {
     "overview": _overview,
     "scorecard": _scorecard,
     "exercises": _exercises,
     "execution": _execution,
     "records": _records,
+    "determinism": _determinism,
+    "survivors": _survivors,
+    "ignored": _ignored,
 }
 
 

@@ -233,8 +233,9 @@ def batches(
         start: the first step.
         flip: mirror every image left to right with probability one half (CIFAR-10 and CelebA).
 
-    Yields:
-        The step, its dequantized images, and a generator for whatever else the step draws.
+    Returns:
+        An iterator over the steps: the step, its dequantized images, and a generator for whatever
+        else the step draws.
 
     Raises:
         ValueError: when a batch would hold more images than there are, or none.
@@ -244,6 +245,12 @@ def batches(
             f"batch_size must be between 1 and the number of images, {len(images)}; "
             f"got {batch_size}"
         )
+    return _batches(images, batch_size, seed, start, flip)
+
+
+def _batches(
+    images: Images, batch_size: int, seed: int, start: int, flip: bool
+) -> Iterator[tuple[int, Tensor, torch.Generator]]:
     per_epoch = len(images) // batch_size
     step, epoch = start, -1
     while True:
