@@ -344,6 +344,13 @@ def test_a_cell_that_never_returns_is_named(real, source, timeout, reason):
     assert partial.cells[0].outputs[0].text == "so far\n"
 
 
+def test_a_flood_of_output_is_refused_and_its_cell_named(real):
+    write(real / CHAPTER, "print('small')", "for _ in range(20): print('x' * 10**6)")
+    with pytest.raises(runner.ChapterError, match="take 20 MB, of at most 16; those of cell 2"):
+        runner.execute(real, CHAPTER)
+    assert not cache.executed_path(real, CHAPTER).exists()
+
+
 def test_an_interrupt_keeps_the_old_copy_and_the_partial_output(real):
     executed = cache.executed_path(real, CHAPTER)
     write(executed, "print('the old copy')")

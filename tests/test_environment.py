@@ -195,3 +195,30 @@ def test_wheel_carries_every_file_of_the_package(tmp_path):
         path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts
     }
     assert packed == present | {"ncsn_core/book/claims.yml"}  # the ledger travels along
+
+
+# --- the tree ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """The files that git knows."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a checkout")
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+
+def test_no_file_names_a_folder_of_somebodys_machine(tracked):
+    place = re.compile(rb"(?<![\w.~{])/(?:home|root|Users|work|tmp)/[\w.-]+")
+    for path in tracked:
+        if path.suffix in (".safetensors", ".gz", ".png", ".woff2") or path == Path(__file__):
+            continue
+        found = place.search(path.read_bytes())
+        assert found is None, f"{path.relative_to(ROOT)}: {found[0].decode()}"
+
+
+def test_the_tree_stays_small(tracked):
+    sizes = {path: path.stat().st_size for path in tracked if path.is_file()}
+    assert sum(sizes.values()) < 45 * 2**20
+    assert max(size for path, size in sizes.items() if path.suffix == ".ipynb") < 1_500_000

@@ -1,6 +1,7 @@
 """Execute the chapters with papermill: only those that something has changed for."""
 
 import dataclasses
+import json
 import logging
 import os
 import time
@@ -38,6 +39,8 @@ KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # a progress bar in a stored output differs on every machine
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a note of the debugger that concerns nobody here
 }
+
+MOST_BYTES = 16_000_000  # of outputs in a notebook
 
 Report = Callable[[str], None]
 
@@ -99,6 +102,7 @@ def execute(
     seconds = time.monotonic() - started
     record = {"seconds": round(seconds, 1), "parameters": {**defaults, **given}}
     clean = without_traces(finished)
+    _refuse_floods(notebook, clean)
     clean.metadata[METADATA_KEY] = {**_probed(finished), **record}
     try:
         cache.store(root, notebook, clean, made_from, seconds)
@@ -116,6 +120,20 @@ def _reject_unknown(
         listed = ", ".join(known) or "none (no cell is tagged parameters)"
         raise BookError(
             f"{notebook} has no parameter {', '.join(unknown)}; its parameters are: {listed}"
+        )
+
+
+def _refuse_floods(notebook: Path, executed: NotebookNode) -> None:
+    """No page can show so much output, and no repository keep it."""
+    sizes = [
+        len(json.dumps(cell.outputs)) if cell.cell_type == "code" else 0 for cell in executed.cells
+    ]
+    if sum(sizes) > MOST_BYTES:
+        number = max(range(len(sizes)), key=sizes.__getitem__) + 1
+        raise ChapterError(
+            notebook,
+            f"its outputs take {sum(sizes) / 1e6:.0f} MB, of at most {MOST_BYTES / 1e6:.0f}; those "
+            f"of cell {number} alone {max(sizes) / 1e6:.0f} MB",
         )
 
 
