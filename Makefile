@@ -89,7 +89,10 @@ test-colab: $(INSTALLED) ## published notebooks in a fresh environment like Cola
 
 stress: $(INSTALLED) ## hours of kills, fuzzing, planted defects and mutants, for the page of promises
 	$(call step,stress: the long versions of what the suite does in seconds)
-	@NCSN_FIGURES=$(CURDIR)/_build/stress $(BIN)/python -m pytest -m stress --timeout=7200 $(ARGS)
+	@NCSN_FIGURES=$(CURDIR)/_build/stress $(BIN)/python -m pytest -m stress --timeout=7200 \
+		--ignore=tests/test_determinism.py
+	@NCSN_FIGURES=$(CURDIR)/_build/stress $(BIN)/python -m pytest -m '' tests/test_determinism.py
+	@mkdir -p _build/coverage
 	@$(BIN)/python -m coverage run -m pytest --jaxtyping-packages=ncsn_core,beartype.beartype
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage json --quiet -o _build/coverage/report.json

@@ -109,6 +109,7 @@ def train(folder: Path, steps: int = 40) -> None:
         train_images=64,
         batch_size=4,
         steps=steps,
+        rate_schedule="constant",
         log_every=1,
         checkpoint_every=4,
     )

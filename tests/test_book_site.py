@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from ncsn_core.book import cache, site
+from ncsn_core.book import cache, cli, runner, site
 from ncsn_core.book.cli import book
 from ncsn_core.book.ledger import load_ledger
 from ncsn_core.book.tree import BookError
+from ncsn_core.files import exclusive
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIRST, SECOND = Path("notebooks/10_ncsn.ipynb"), Path("notebooks/20_second.ipynb")
@@ -366,3 +367,69 @@ def test_serving_needs_a_site_and_a_free_port(root):
         result = invoke("serve", "--port", port)
     assert result.exit_code == 1
     assert f"port {port} cannot be used" in result.stderr
+
+
+@pytest.fixture
+def counted(root, monkeypatch):
+    """Chapters are executed by nobody; returns what was asked for."""
+    asked = []
+
+    def execute(root, notebook, *, parameters=None, force=False, timeout=None, report=print):
+        asked.append((notebook, parameters, force, timeout))
+        executed = cache.executed_path(root, notebook)
+        write(executed, nbformat.read(root / notebook, as_version=4))
+        return runner.Outcome(notebook, executed, False, 1.0)
+
+    monkeypatch.setattr(runner, "execute", execute)
+    return asked
+
+
+def test_parameters_reach_the_one_chapter_that_is_named(counted):
+    result = invoke("execute", FIRST.stem, "-p", "seed", "3", "-p", "name", "x", "--timeout", "9")
+    assert result.exit_code == 0, result.output
+    assert counted == [(FIRST, {"seed": 3, "name": "x"}, False, 9.0)]
+
+
+def test_building_executes_renders_and_prints_the_scorecard(counted, root, monkeypatch):
+    monkeypatch.setattr(cli.site, "build", lambda *_, **__: root / "_build/html/index.html")
+    result = invoke("build", "--force")
+    assert result.exit_code == 0, result.output
+    assert [(notebook, force) for notebook, _, force, _ in counted] == [
+        (FIRST, True),
+        (SECOND, True),
+    ]
+    assert f"Open {root / '_build/html/index.html'}" in result.output
+
+
+def test_refreshing_says_what_changed(counted, root):
+    result = invoke("refresh")
+    assert result.exit_code == 0, result.output
+    assert f"{FIRST}: already up to date" in result.output
+
+
+def test_one_build_at_a_time(counted, root):
+    with exclusive(root / "_build"):
+        result = invoke("html")
+    assert result.exit_code == 1
+    assert "another process is writing into" in result.stderr
+    assert counted == []
+
+
+def test_an_interrupt_ends_without_a_traceback(counted, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "execute", interrupted)
+    result = invoke("execute")
+    assert result.exit_code == 1
+    assert "interrupted; chapters that were done stay cached" in result.stderr
+
+
+def test_the_gallery_is_drawn_from_the_shipped_results(root):
+    result = invoke("gallery", "mnist")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert len(lines) >= 2
+    for line in lines:
+        path = root / line.split(":")[0]
+        assert path.stat().st_size > 1000

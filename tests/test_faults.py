@@ -46,7 +46,7 @@ def no_unfinished_file(folder):
 def test_training_survives_kills_and_ends_with_the_losses_of_an_undisturbed_run(
     tmp_path, kills, figures
 ):
-    steps, undisturbed, folder = 8 * kills, tmp_path / "undisturbed", tmp_path / "run"
+    steps, undisturbed, folder = 20 * kills, tmp_path / "undisturbed", tmp_path / "run"
     assert lives.finish(lives.train, undisturbed, steps) == 0
     seen = [0]
 
@@ -81,7 +81,7 @@ def test_training_survives_kills_and_ends_with_the_losses_of_an_undisturbed_run(
 def test_sampling_survives_kills_and_ends_with_the_samples_of_an_undisturbed_run(
     tmp_path, kills, figures
 ):
-    count, undisturbed, folder = 8 * kills, tmp_path / "a" / "run", tmp_path / "b" / "run"
+    count, undisturbed, folder = 16 * kills, tmp_path / "a" / "run", tmp_path / "b" / "run"
     assert lives.finish(lives.sample, undisturbed, count) == 0
     batches = set()
 
@@ -95,7 +95,7 @@ def test_sampling_survives_kills_and_ends_with_the_samples_of_an_undisturbed_run
         assert all((folder / name).is_dir() for name in batches), "a batch is lost"
 
     died = lives.kill_often(
-        lives.sample, folder, count, kills=kills, longest=0.6, check=finished_batches_verify
+        lives.sample, folder, count, kills=kills, longest=0.5, check=finished_batches_verify
     )
     found, expected = (
         checkpoints.load(f.with_name("samples")).tensors("samples")["x"]
@@ -321,7 +321,7 @@ def test_a_read_only_folder_ends_in_one_message(work):
 def test_a_real_full_disk(tmp_path, figures):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:

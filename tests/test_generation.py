@@ -1,5 +1,6 @@
 """Drawing many samples in batches."""
 
+import math
 import shutil
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 
 from ncsn_core import checkpoints
 from ncsn_core.errors import CorruptFileError, NCSNError
-from ncsn_core.generation import generate
+from ncsn_core.generation import Recorder, generate, to_bytes
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import annealed_langevin
 from ncsn_core.schedules import geometric_ladder
 
 SIGMAS = geometric_ladder(1.0, 0.1, 3)
+IMAGE, STEPS = (1, 2, 2), 3
 
 
 class PointMass(torch.nn.Module):
@@ -32,8 +34,8 @@ def score():
 
 
 def draw(score, count=5, **options):
-    small = {"batch_size": 2, "epsilon": 2e-3, "steps_per_level": 3, "progress": False}
-    return generate(score, (1, 2, 2), count, **small | options)
+    small = {"batch_size": 2, "epsilon": 2e-3, "steps_per_level": STEPS, "progress": False}
+    return generate(score, IMAGE, count, **small | options)
 
 
 def test_a_batch_is_annealed_langevin_from_uniform_noise(score):
@@ -205,3 +207,51 @@ def test_a_damaged_batch_is_named_and_can_be_drawn_again(score, tmp_path):
         draw(score, folder=tmp_path)
     shutil.rmtree(place)
     assert torch.equal(draw(score, folder=tmp_path), draw(score))
+
+
+# --- the recorder --------------------------------------------------------------------------------
+
+
+def test_the_recorder_keeps_ends_frames_dark_pixels_and_ratios(score):
+    dark = torch.zeros(IMAGE, dtype=torch.bool)
+    dark[..., 0] = True
+    recorder = Recorder(SIGMAS, STEPS, dark, chains=2, frames=100)
+    states = []
+
+    def observe(first, state):
+        states.append((first, state.level, state.step, state.alpha, state.x.clone(), state.score))
+        recorder(first, state)
+
+    draw(score, count=5, callback=observe)
+    found = recorder.tensors()
+    levels = len(SIGMAS)
+
+    assert found["ends"].shape == (2, levels, *IMAGE)
+    assert found["ends"].dtype == torch.float16
+    last = {level: x for first, level, step, _, x, _ in states if first == 0 and step == STEPS - 1}
+    for level in range(levels):
+        assert torch.equal(found["ends"][:, level], last[level].half())
+    assert found["frames"].shape == (levels * STEPS, 2, *IMAGE)
+    assert torch.equal(found["frames"][-1], to_bytes(last[levels - 1]))
+
+    for level in range(levels):
+        ends = torch.cat([x for _, i, step, _, x, _ in states if i == level and step == STEPS - 1])
+        pixels = ends[:, dark].double()
+        assert float(found["dark_mean"][level]) == pytest.approx(float(pixels.mean()), abs=1e-6)
+        deviation = float(pixels.std(correction=0))
+        assert float(found["dark_std"][level]) == pytest.approx(deviation, rel=1e-5)
+        ratios = torch.cat(
+            [
+                alpha / 2 * s.flatten(1).norm(dim=1) / math.sqrt(alpha * x[0].numel())
+                for _, i, _, alpha, x, s in states
+                if i == level
+            ]
+        )
+        assert float(found["snr"][level]) == pytest.approx(float(ratios.mean()), rel=1e-5)
+
+
+def test_fewer_frames_are_spread_over_the_whole_run(score):
+    recorder = Recorder(SIGMAS, STEPS, torch.ones(IMAGE, dtype=torch.bool), chains=1, frames=3)
+    draw(score, count=3, callback=recorder)
+    assert recorder.moments == {0, (len(SIGMAS) * STEPS - 1) // 2, len(SIGMAS) * STEPS - 1}
+    assert recorder.tensors()["frames"].shape[0] == 3
