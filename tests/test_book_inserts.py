@@ -88,9 +88,12 @@ def promises(tmp_path, monkeypatch):
     """What `make stress` has measured."""
     metrics = {
         "kills of training": {"kills": {"SIGKILL": 20, "SIGINT": 19}, "checkpoints": 1203},
-        "mutants": {
-            "rate": 0.9123,
-            "survivors": [{"module": "a", "change": ["-x < 1", "+x <= 1"], "judgement": "equal"}],
+        "coverage": {"lines": 95.123},
+        "planted in 10_ncsn, less": {
+            "name": "less",
+            "chapter": "10_ncsn",
+            "lines": ["x < 1", "x <= 1"],
+            "failed": ["16", "24 annealing"],
         },
         "determinism of training, 32-true, eager": {"again": True, "resumed": True, "threads": 0.0},
         "determinism of sampling, bf16-mixed, eager": {"again": True, "threads": 0.0123},
@@ -102,14 +105,15 @@ def promises(tmp_path, monkeypatch):
 def test_what_stress_has_measured_is_filled_in(book, promises):
     assert fill("{promise}`kills of training:kills`", book, PAGE) == "20 SIGKILL, 19 SIGINT"
     assert fill("{promise}`kills of training:checkpoints`", book, PAGE) == "1,203"
-    assert fill("{promise}`mutants:rate`", book, PAGE) == "0.912"
-    with pytest.raises(BookError, match="has measured no 'age' of 'mutants'"):
-        fill("{promise}`mutants:age`", book, PAGE)
+    assert fill("{promise}`coverage:lines`", book, PAGE) == "95.1"
+    with pytest.raises(BookError, match="has measured no 'age' of 'coverage'"):
+        fill("{promise}`coverage:age`", book, PAGE)
     text = fill("<!-- ncsn: determinism -->", book, PAGE)
     assert "* - training, 32-true, eager\n  - equal\n  - equal\n  - equal" in text
     assert "* - sampling, bf16-mixed, eager\n  - equal\n  - –\n  - to 0.012" in text
-    text = fill("<!-- ncsn: survivors -->", book, PAGE)
-    assert "<code>-x &lt; 1</code><br><code>+x &lt;= 1</code>\n  - equal" in text
+    text = fill("<!-- ncsn: planted -->", book, PAGE)
+    assert "* - less\n  - {doc}" in text
+    assert "<code>x &lt; 1</code><br><code>x &lt;= 1</code>\n  - 16, 24 annealing" in text
 
 
 def test_outputs_that_are_not_compared_are_counted(book):

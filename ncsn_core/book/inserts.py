@@ -7,7 +7,7 @@ fills in what the chapters of this very build have measured:
     {measured}`24:annealing`  the same for one part of a claim
     {claim}`16`               a link to the claim on the scorecard, with its verdict
     {claims}`holds`           how many claims hold; also fails, not measured, all
-    {promise}`mutants:killed` a number that `make stress` has measured
+    {promise}`coverage:lines`  a number that `make stress` has measured
 
 and a line `<!-- ncsn: scorecard -->` is replaced by what `BLOCKS` makes of the book.
 """
@@ -276,19 +276,21 @@ def _determinism(book: Book) -> str:
     return "\n".join([*lines, "```"])
 
 
-def _survivors(book: Book) -> str:
-    """The mutants that no test has seen."""
+def _planted(book: Book) -> str:
+    """The defects that were planted, and the claims that then failed."""
     lines = [
-        "```{list-table} The survivors.",
-        ":name: tab-survivors",
+        "```{list-table} One wrong line each, and the claims that failed because of it.",
+        ":name: tab-planted",
         ":header-rows: 1",
-        ":widths: 18 42 40",
+        ":widths: 24 14 42 20",
         "",
-        *_row("Module", "Change", "Judgement"),
+        *_row("Defect", "Chapter", "Right and wrong", "Claims that fail"),
     ]
-    for row in checkpoints.results("promises").metrics["mutants"]["survivors"]:
-        change = "<br>".join(f"<code>{html.escape(line)}</code>" for line in row["change"])
-        lines += _row(f"`{row['module']}`", change, row["judgement"])
+    for name, found in checkpoints.results("promises").metrics.items():
+        if name.startswith("planted in "):
+            code = "<br>".join(f"<code>{html.escape(line)}</code>" for line in found["lines"])
+            failed = ", ".join(found["failed"])
+            lines += _row(found["name"], _chapter(found["chapter"], book), code, failed)
     return "\n".join([*lines, "```"])
 
 
@@ -321,7 +323,7 @@ BLOCKS: dict[str, Callable[[Book], str]] = {
     "execution": _execution,
     "records": _records,
     "determinism": _determinism,
-    "survivors": _survivors,
+    "planted": _planted,
     "ignored": _ignored,
 }
 
