@@ -109,8 +109,8 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
     with pytest.raises(BookError, match="has measured no 'age' of 'coverage'"):
         fill("{promise}`coverage:age`", book, PAGE)
     text = fill("<!-- ncsn: determinism -->", book, PAGE)
-    assert "* - training, 32-true, eager\n  - equal\n  - equal\n  - equal" in text
-    assert "* - sampling, bf16-mixed, eager\n  - equal\n  - –\n  - to 0.012" in text
+    assert "* - training, float32, eager\n  - equal\n  - equal\n  - equal" in text
+    assert "* - sampling, bfloat16, eager\n  - equal\n  - –\n  - to 0.012" in text
     text = fill("<!-- ncsn: planted -->", book, PAGE)
     assert "* - less\n  - {doc}" in text
     assert "<code>x &lt; 1</code><br><code>x &lt;= 1</code>\n  - 16, 24 annealing" in text

@@ -264,15 +264,19 @@ def _determinism(book: Book) -> str:
         "```{list-table} On one CPU, the same seed: equal to the last bit, or how far apart.",
         ":name: tab-determinism",
         ":header-rows: 1",
+        ":widths: 40 18 18 24",
         "",
-        *_row("Computation", "Again", "Resumed", "One thread for two"),
+        *_row("Computation", "Again", "Resumed", "One thread"),
     ]
     for name, found in checkpoints.results("promises").metrics.items():
         if name.startswith("determinism of "):
             words = ["equal" if found.get(key) else "–" for key in ("again", "resumed")]
             apart = found["threads"]
             words.append("equal" if apart == 0 else f"to {number_text(apart, digits=2)}")
-            lines += _row(name.removeprefix("determinism of "), *words)
+            what = name.removeprefix("determinism of ")
+            for fabrics, ours in (("32-true", "float32"), ("bf16-mixed", "bfloat16")):
+                what = what.replace(fabrics, ours)
+            lines += _row(what, *words)
     return "\n".join([*lines, "```"])
 
 
