@@ -305,6 +305,17 @@ def draws(
     return drawn
 
 
+class _Batch:
+    """Clean images, and what `draws` has drawn for them.
+
+    An object of its own because Fabric rounds the tensors that a module is called with to the
+    precision of its products, and images and noise have to stay as they are.
+    """
+
+    def __init__(self, x: Tensor, drawn: dict[str, Any]) -> None:
+        self.x, self.drawn = x, drawn
+
+
 class _Loss(nn.Module):
     """The loss of a batch as a module, so that precision and devices are managed around all of it.
 
@@ -315,9 +326,9 @@ class _Loss(nn.Module):
         super().__init__()
         self.score, self.config = score, config
 
-    def forward(self, x: Tensor, drawn: dict[str, Any]) -> Tensor:
-        """The mean loss of clean images `x`, with what `draws` has drawn for them."""
-        config, score = self.config, self.score
+    def forward(self, batch: _Batch) -> Tensor:
+        """The mean loss of a batch."""
+        config, score, x, drawn = self.config, self.score, batch.x, batch.drawn
         if config.parametrization == "continuous":
             ends = (config.sigma_first, config.sigma_last)
             return continuous_denoising_score_matching(
@@ -379,7 +390,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
         drawn = draws(self.config, x, self.score.sigmas, generator)
-        loss = self.loss(x[self.share], {name: t[self.share] for name, t in drawn.items()})
+        part = {name: t[self.share] for name, t in drawn.items()}
+        loss = self.loss(_Batch(x[self.share], part))
         self.fabric.backward(loss)
         if self.config.gradient_clip is not None:
             self.fabric.clip_gradients(

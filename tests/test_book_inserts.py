@@ -89,7 +89,6 @@ def promises(tmp_path, monkeypatch):
     metrics = {
         "kills of training": {"kills": {"SIGKILL": 20, "SIGINT": 19}, "checkpoints": 1203},
         "coverage": {"lines": 95.123},
-        "false alarms": {"10_ncsn": {"16": [300, 0], "24 annealing": [300, 3]}},
         "planted in 10_ncsn, less": {
             "name": "less",
             "chapter": "10_ncsn",
@@ -112,10 +111,6 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
     text = fill("<!-- ncsn: determinism -->", book, PAGE)
     assert "* - training, float32, eager\n  - equal\n  - equal\n  - equal" in text
     assert "* - sampling, bfloat16, eager\n  - equal\n  - –\n  - to 0.012" in text
-    text = fill("<!-- ncsn: alarms -->", book, PAGE)
-    assert "* - 16\n  - {doc}" in text
-    assert "  - 300\n  - 0\n  - 0.0% to 1.2%" in text
-    assert "  - 300\n  - 3\n  - 0.2% to 2.9%" in text
     text = fill("<!-- ncsn: planted -->", book, PAGE)
     assert "* - less\n  - {doc}" in text
     assert "<code>x &lt; 1</code><br><code>x &lt;= 1</code>\n  - 16, 24 annealing" in text

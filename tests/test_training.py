@@ -435,6 +435,23 @@ def test_bfloat16_training_keeps_float32_weights(run_training, tiny_config, tmp_
     assert all(math.isfinite(loss) for loss in record.history["loss"])
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_images_and_noise_are_never_rounded(
+    run_training, tiny_config, tmp_path, refinenet, monkeypatch, precision
+):
+    """In bfloat16 a pixel near 1 would move by up to 0.002, and dequantization would be undone."""
+    seen = set()
+    forward = training._Loss.forward
+
+    def look(self, batch):
+        seen.update(t.dtype for t in (batch.x, *batch.drawn.values()))
+        return forward(self, batch)
+
+    monkeypatch.setattr(training._Loss, "forward", look)
+    run_training(tiny_config(steps=1), tmp_path, precision=precision)
+    assert seen == {torch.float32, torch.int64}
+
+
 def test_precision_names(run_training, tiny_config, tmp_path):
     cpu = torch.device("cpu")
     assert training.pick_precision("32-true", cpu) == "32-true"
@@ -474,14 +491,15 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_every_variant_trains_resumes_and_loads(
-    run_training, tiny_config, tmp_path, refinenet, changes
+    run_training, tiny_config, tmp_path, refinenet, changes, precision
 ):
-    small = {"image_size": 14, "steps": 3, "checkpoint_every": 1} | changes
-    whole = run_training(tiny_config(**small), tmp_path / "whole")
-    run_training(tiny_config(**small), tmp_path / "pieces", minutes=0.0)
-    pieces = run_training(tiny_config(**small), tmp_path / "pieces")
+    config = tiny_config(**{"image_size": 14, "steps": 3, "checkpoint_every": 1} | changes)
+    whole = run_training(config, tmp_path / "whole", precision=precision)
+    run_training(config, tmp_path / "pieces", minutes=0.0, precision=precision)
+    pieces = run_training(config, tmp_path / "pieces", precision=precision)
     assert pieces.history == whole.history
     for name, weights in whole.tensors().items():
         assert torch.equal(weights, pieces.tensors()[name]), name

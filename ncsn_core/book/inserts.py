@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nbformat import NotebookNode
-from scipy.stats import binomtest
 
 from ncsn_core import checkpoints
 from ncsn_core.book.claims import METADATA_KEY
@@ -281,23 +280,6 @@ def _determinism(book: Book) -> str:
     return "\n".join([*lines, "```"])
 
 
-def _alarms(book: Book) -> str:
-    """How often each claim of the chapters fails though nothing is wrong, with other seeds."""
-    lines = [
-        "```{list-table} Seeds with which a chapter ran again, and with which a claim failed.",
-        ":name: tab-alarms",
-        ":header-rows: 1",
-        "",
-        *_row("Claim", "Chapter", "Seeds", "Failed", "Rate, 95 % interval"),
-    ]
-    for chapter, rows in checkpoints.results("promises").metrics["false alarms"].items():
-        for name, (seeds, failed) in rows.items():
-            interval = binomtest(failed, seeds).proportion_ci(method="exact")
-            rate = f"{interval.low:.1%} to {interval.high:.1%}"
-            lines += _row(name, _chapter(chapter, book), str(seeds), str(failed), rate)
-    return "\n".join([*lines, "```"])
-
-
 def _planted(book: Book) -> str:
     """The defects that were planted, and the claims that then failed."""
     lines = [
@@ -346,7 +328,6 @@ BLOCKS: dict[str, Callable[[Book], str]] = {
     "records": _records,
     "determinism": _determinism,
     "planted": _planted,
-    "alarms": _alarms,
     "ignored": _ignored,
 }
 
