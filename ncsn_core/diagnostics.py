@@ -14,7 +14,6 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 Points = Float[Tensor, "count dimension"]
-EXACT = "donot_use_mm_for_euclid_dist"  # torch's other way loses digits where points are close
 
 
 class Share(NamedTuple):
@@ -58,7 +57,9 @@ def distance_to_nearest(
     x: Points, points: Float[Tensor, "points dimension"]
 ) -> Float[Tensor, " count"]:
     """Euclidean distance of each sample to the nearest of `points`."""
-    return torch.cdist(x, points.to(x), compute_mode=EXACT).amin(1)
+    # torch's other way loses digits where points are close.
+    distances = torch.cdist(x, points.to(x), compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.amin(1)
 
 
 def sliced_wasserstein(
@@ -198,7 +199,7 @@ def intrinsic_dimension(x: Points, neighbors: int = 20, *, batch_size: int = 100
     logs = []
     for some in x.split(batch_size):
         # The smallest distance is that of a point to itself.
-        distances = torch.cdist(some, x, compute_mode=EXACT)
+        distances = torch.cdist(some, x, compute_mode="donot_use_mm_for_euclid_dist")
         nearest = distances.topk(neighbors + 1, largest=False).values[:, 1:].double()
         if (nearest[:, 0] == 0).any():
             raise ValueError("some points occur twice; their distance has no logarithm")
