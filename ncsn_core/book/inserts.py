@@ -16,7 +16,7 @@ import dataclasses
 import html
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -124,19 +124,18 @@ def _promise(name: str, key: str, page: Path) -> str:
 
 def _overview(book: Book) -> str:
     """Every claim in one line."""
-    lines = [
-        "```{list-table} Every claim of the ledger; those above 100 are ours.",
-        ":name: tab-claims",
-        ":header-rows: 1",
-        ":widths: 8 64 14 14",
-        "",
-        *_row("No.", "Claim", "Chapter", "Verdict"),
-    ]
+    table = []
     for number, rows in by_claim(book.table).items():
         claim, status = rows[0].claim, status_of(rows)
         link = f"{{ref}}`{claim.title} <claim-{number}>`"
-        lines += _row(str(number), link, _chapter(claim.chapter, book), _verdict(status))
-    return "\n".join([*lines, "```"])
+        table.append((str(number), link, _chapter(claim.chapter, book), _verdict(status)))
+    return _table(
+        "Every claim of the ledger; those above 100 are ours.",
+        ("No.", "Claim", "Chapter", "Verdict"),
+        table,
+        name="tab-claims",
+        widths="8 64 14 14",
+    )
 
 
 def _scorecard(book: Book) -> str:
@@ -218,16 +217,11 @@ def _exercises(book: Book) -> str:
 
 def _execution(book: Book) -> str:
     """When, where and for how long each notebook ran last."""
-    lines = [
-        "```{list-table} The last execution of every notebook.",
-        ":header-rows: 1",
-        "",
-        *_row("Notebook", "Profile", "Time", "Device", "Date", "Commit"),
-    ]
+    table = []
     for page in book.notebooks:
         record = book.notebooks[page].metadata.get(METADATA_KEY, {})
         threads = record.get("threads")
-        lines += _row(
+        row = (
             _chapter(page.stem, book),
             str(record.get("parameters", {}).get("profile", "–")),
             f"{record['seconds']:.0f} s" if "seconds" in record else "–",
@@ -235,39 +229,36 @@ def _execution(book: Book) -> str:
             str(record.get("time", "–"))[:10],
             str(record.get("commit", "–")),
         )
-    return "\n".join([*lines, "```"])
+        table.append(row)
+    return _table(
+        "The last execution of every notebook.",
+        ("Notebook", "Profile", "Time", "Device", "Date", "Commit"),
+        table,
+    )
 
 
 def _records(book: Book) -> str:
     """What ships, with the time and the machine that it took, from the manifests."""
-    lines = [
-        "```{list-table} The networks and results that ship.",
-        ":name: tab-records",
-        ":header-rows: 1",
-        ":widths: 38 12 28 22",
-        "",
-        *_row("Record", "Seconds", "Device", "Commit"),
-    ]
+    table = []
     for path in sorted(PACKAGE.glob("models/**/manifest.json")) + sorted(
         PACKAGE.glob("results/*/manifest.json")
     ):
         origin = json.loads(path.read_text(encoding="utf-8"))["provenance"]
         seconds = f"{origin['seconds']:,.0f}" if "seconds" in origin else "–"
         name = path.parent.relative_to(PACKAGE).as_posix()
-        lines += _row(f"`{name}`", seconds, origin["device"], origin["commit"])
-    return "\n".join([*lines, "```"])
+        table.append((f"`{name}`", seconds, origin["device"], origin["commit"]))
+    return _table(
+        "The networks and results that ship.",
+        ("Record", "Seconds", "Device", "Commit"),
+        table,
+        name="tab-records",
+        widths="38 12 28 22",
+    )
 
 
 def _determinism(book: Book) -> str:
     """What is the same to the last bit, by what is computed and how."""
-    lines = [
-        "```{list-table} On one CPU, the same seed: equal to the last bit, or how far apart.",
-        ":name: tab-determinism",
-        ":header-rows: 1",
-        ":widths: 40 18 18 24",
-        "",
-        *_row("Computation", "Again", "Resumed", "One thread"),
-    ]
+    table = []
     for name, found in checkpoints.results("promises").metrics.items():
         if name.startswith("determinism of "):
             words = ["equal" if found.get(key) else "–" for key in ("again", "resumed")]
@@ -276,48 +267,50 @@ def _determinism(book: Book) -> str:
             what = name.removeprefix("determinism of ")
             for fabrics, ours in (("32-true", "float32"), ("bf16-mixed", "bfloat16")):
                 what = what.replace(fabrics, ours)
-            lines += _row(what, *words)
-    return "\n".join([*lines, "```"])
+            table.append((what, *words))
+    return _table(
+        "On one CPU, the same seed: equal to the last bit, or how far apart.",
+        ("Computation", "Again", "Resumed", "One thread"),
+        table,
+        name="tab-determinism",
+        widths="40 18 18 24",
+    )
 
 
 def _planted(book: Book) -> str:
     """The defects that were planted, and the claims that then failed."""
-    lines = [
-        "```{list-table} One wrong line each, and the claims that failed because of it.",
-        ":name: tab-planted",
-        ":header-rows: 1",
-        ":widths: 24 14 42 20",
-        "",
-        *_row("Defect", "Chapter", "Right and wrong", "Claims that fail"),
-    ]
+    table = []
     for name, found in checkpoints.results("promises").metrics.items():
         if name.startswith("planted in "):
             code = "<br>".join(f"<code>{html.escape(line)}</code>" for line in found["lines"])
             failed = ", ".join(found["failed"])
-            lines += _row(found["name"], _chapter(found["chapter"], book), code, failed)
-    return "\n".join([*lines, "```"])
+            table.append((found["name"], _chapter(found["chapter"], book), code, failed))
+    return _table(
+        "One wrong line each, and the claims that failed because of it.",
+        ("Defect", "Chapter", "Right and wrong", "Claims that fail"),
+        table,
+        name="tab-planted",
+        widths="24 14 42 20",
+    )
 
 
 def _ignored(book: Book) -> str:
     """The cells whose output is not compared with the stored one."""
-    rows, outputs, ignored = [], 0, 0
+    table, outputs, ignored = [], 0, 0
     for page, notebook in book.notebooks.items():
-        cells = [c for c in notebook.cells if c.cell_type == "code" and c.outputs]
-        volatile = [c for c in cells if "nbval-ignore-output" in c.metadata.get("tags", [])]
         if "runs" in page.parts:
             continue
+        cells = [c for c in notebook.cells if c.cell_type == "code" and c.outputs]
+        volatile = [c for c in cells if "nbval-ignore-output" in c.metadata.get("tags", [])]
         outputs, ignored = outputs + len(cells), ignored + len(volatile)
         if volatile:
-            rows.append(_row(_chapter(page.stem, book), str(len(volatile)), str(len(cells))))
-    share = f"{ignored} of {outputs} outputs are not compared ({ignored / outputs:.0%})."
-    lines = [
-        f"```{{list-table}} {share}",
-        ":name: tab-ignored",
-        ":header-rows: 1",
-        "",
-        *_row("Notebook", "Not compared", "Outputs"),
-    ]
-    return "\n".join([*lines, *(line for row in rows for line in row), "```"])
+            table.append((_chapter(page.stem, book), str(len(volatile)), str(len(cells))))
+    return _table(
+        f"{ignored} of {outputs} outputs are not compared ({ignored / outputs:.0%}).",
+        ("Notebook", "Not compared", "Outputs"),
+        table,
+        name="tab-ignored",
+    )
 
 
 BLOCKS: dict[str, Callable[[Book], str]] = {
@@ -336,6 +329,23 @@ def anchor(claim: int, part: str) -> str:
     """The id of a verdict on its chapter's page."""
     slug = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")
     return f"measured-{claim}-{slug}" if slug else f"measured-{claim}"
+
+
+def _table(
+    caption: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    name: str = "",
+    widths: str = "",
+) -> str:
+    """A table that readers can refer to by its name."""
+    options = [f":name: {name}"] * bool(name) + [":header-rows: 1"]
+    options += [f":widths: {widths}"] * bool(widths)
+    lines = [f"```{{list-table}} {caption}", *options, ""]
+    for row in (header, *rows):
+        lines += _row(*row)
+    return "\n".join([*lines, "```"])
 
 
 def _row(*cells: str) -> list[str]:
