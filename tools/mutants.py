@@ -10,19 +10,21 @@ are left out.  A run that was interrupted is continued.
 import argparse
 import ast
 import difflib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Queue
 from pathlib import Path
-from queue import Queue
 from typing import NamedTuple
 
+import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -107,26 +109,52 @@ def copy_of_the_repository(folder: Path) -> Path:
 
 
 def run_tests(folder: Path, module: str, seconds: float) -> str:
-    """Run the fast tests of a module; returns "survived", "killed" or "killed (time)"."""
+    """Run the fast tests of a module; returns "survived", "killed" or "killed (time)".
+
+    In a fork of this process, which has the libraries loaded, and nothing of the package.
+    """
     names = [f"tests/{name}.py" for name in [*TESTS[module].split(), EVERYWHERE]]
-    environment = os.environ | {
-        "PYTHONPATH": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", FAST]
-    checked = "--jaxtyping-packages=ncsn_core,beartype.beartype"
-    try:
-        done = subprocess.run(
-            [*command, checked, *names],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired:
+    child = multiprocessing.get_context("fork").Process(target=_pytest, args=(folder, names))
+    child.start()
+    child.join(seconds)
+    if child.is_alive():
+        os.killpg(child.pid, signal.SIGKILL)
+        child.join()
         return "killed (time)"
-    return "survived" if done.returncode == 0 else "killed"
+    return "killed" if child.exitcode else "survived"
+
+
+def _pytest(folder: Path, names: list[str]) -> None:
+    os.setpgrp()
+    os.chdir(folder)
+    sys.path[:0] = [str(folder), str(folder / "tests")]
+    os.environ["PYTHONPATH"] = str(folder)  # of what a test starts
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", FAST]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # the libraries are loaded
+    checked = "--jaxtyping-packages=ncsn_core,beartype.beartype"
+    code = pytest.main([*options, checked, *names])
+    import ncsn_core
+
+    assert Path(ncsn_core.__file__).is_relative_to(folder)
+    os._exit(int(code))
+
+
+def load_libraries() -> None:
+    """Import what the package and its tests import, so that each mutant need not."""
+    for path in [*(ROOT / "ncsn_core").rglob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in names:
+                top = name.partition(".")[0]
+                if top != "ncsn_core" and not (ROOT / "tests" / f"{top}.py").exists():
+                    importlib.import_module(name)
 
 
 def examine(mutant: Mutant, folder: Path, seconds: float) -> dict[str, object]:
@@ -155,6 +183,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="copies at a time, one core each")
     parser.add_argument("--out", type=Path, default=ROOT / "_build" / "stress" / "mutants.json")
     options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
     everything = [mutant for module in TESTS for mutant in mutants(module)]
     drawn = random.Random(options.seed).sample(everything, options.count)
@@ -162,37 +191,43 @@ def main() -> None:
     if options.out.exists():
         for row in json.loads(options.out.read_text())["mutants"]:
             done[Mutant(row["module"], row["operator"], row["occurrence"], row["line"])] = row
-    sys.stdout.reconfigure(line_buffering=True)
+    wanted = [mutant for mutant in drawn if mutant not in done]
     print(f"{options.count} of {len(everything)} mutants; {len(done)} are examined already")
 
-    with tempfile.TemporaryDirectory() as place:
-        free: Queue[Path] = Queue()
-        for i in range(options.jobs):
-            free.put(copy_of_the_repository(Path(place) / str(i)))
-        limits = {}
-        for module in TESTS:
-            folder = free.get()
-            began = time.monotonic()
-            if run_tests(folder, module, 600) != "survived":
-                sys.exit(f"the tests of {module} fail without a mutant")
-            limits[module] = 20 + 4 * (time.monotonic() - began)
-            free.put(folder)
-            print(f"{module}: {limits[module] / 4 - 5:.0f} s")
-
-        def one(mutant: Mutant) -> None:
-            folder = free.get()
-            try:
-                done[mutant] = examine(mutant, folder, limits[mutant.module])
-            finally:
-                free.put(folder)
-            row = done[mutant]
-            print(f"{len(done)}: {row['outcome']}: {row['module']}:{row['line']} {row['change']}")
-            write(options, everything, done)
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(one, [mutant for mutant in drawn if mutant not in done]))
+    load_libraries()
+    fork = multiprocessing.get_context("fork")
+    tasks, results = fork.Queue(), fork.Queue()
+    for mutant in sorted(wanted, key=lambda mutant: mutant.module):
+        tasks.put(mutant)
+    for _ in range(options.jobs):
+        tasks.put(None)
+        fork.Process(target=work, args=(tasks, results)).start()
+    for _ in wanted:
+        mutant, row = results.get()
+        if mutant is None:
+            sys.exit(row)
+        done[mutant] = row
+        place = f"{row['module']}:{row['line']}"
+        print(f"{len(done)}: {row['outcome']}: {place} {row['change']}", flush=True)
+        write(options, everything, done)
     write(options, everything, done)
     print(json.dumps(summary(list(done.values())), indent=1))
+
+
+def work(tasks: Queue, results: Queue) -> None:
+    """Examine mutants in an own copy, until there are no more."""
+    limits: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = copy_of_the_repository(Path(place))
+        while (mutant := tasks.get()) is not None:
+            module = mutant.module
+            if module not in limits:
+                began = time.monotonic()
+                if run_tests(folder, module, 600) != "survived":
+                    results.put((None, f"the tests of {module} fail without a mutant"))
+                    return
+                limits[module] = 20 + 4 * (time.monotonic() - began)
+            results.put((mutant, examine(mutant, folder, limits[module])))
 
 
 def summary(rows: list[dict[str, object]]) -> dict[str, float]:
