@@ -3,7 +3,8 @@
     python tests/chapters.py 02_score_matching '{"seed": 7}'
 
 prints the verdicts of the chapter's claims as JSON, [[claim, part, value, holds], ...].  Only the
-cells are run that a claim rests on; what they draw is thrown away.
+cells are run that a claim rests on; what they draw is thrown away.  A third argument, as JSON
+[right, wrong], replaces code of the chapter.
 """
 
 import ast
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import symtable
 import sys
 import warnings
@@ -18,10 +20,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+LARGE = ("models", "results", "data/mnist")
+
+
+def copy_package(folder: Path) -> None:
+    """Put a copy of the package into a folder, with the large files linked."""
+    package = folder / "ncsn_core"
+    names = {Path(name).name for name in LARGE}
+    ignored = shutil.ignore_patterns("__pycache__", *names)
+    shutil.copytree(ROOT / "ncsn_core", package, ignore=ignored)
+    for name in LARGE:
+        (package / name).symlink_to(ROOT / "ncsn_core" / name)
+    shutil.copy(ROOT / "book" / "claims.yml", package / "book" / "claims.yml")
 
 
 def verdicts(
-    chapter: str, parameters: dict[str, Any], *, whole: bool = False
+    chapter: str,
+    parameters: dict[str, Any],
+    replaced: tuple[str, str] | None = None,
+    *,
+    whole: bool = False,
 ) -> list[tuple[int, str, float, bool]]:
     """What the `claims.check` calls of a chapter find; `whole` runs every cell."""
     import matplotlib
@@ -39,9 +57,11 @@ def verdicts(
     plt.show = lambda *_, **__: plt.close("all")
     IPython.display.display = lambda *_, **__: None
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    notebook = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = code_cells(chapter)
     sources = ["".join(cell["source"]) for cell in cells]
+    if replaced is not None:
+        assert sum(source.count(replaced[0]) for source in sources) == 1, f"no {replaced[0]!r}"
+        sources = [source.replace(*replaced) for source in sources]
     run = set(range(len(cells))) if whole else claimed(sources)
     os.chdir(ROOT / "notebooks")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -56,6 +76,13 @@ def verdicts(
                 namespace |= parameters
             plt.close("all")
     return found
+
+
+def code_cells(chapter: str) -> list[dict[str, Any]]:
+    """The cells of a chapter that hold code."""
+    path = ROOT / "notebooks" / f"{chapter}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
 def claimed(sources: list[str]) -> set[int]:
@@ -158,4 +185,4 @@ def root(node: ast.AST) -> set[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(verdicts(sys.argv[1], json.loads(sys.argv[2]))))
+    print(json.dumps(verdicts(sys.argv[1], *map(json.loads, sys.argv[2:]))))

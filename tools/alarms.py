@@ -3,7 +3,9 @@
     python tools/alarms.py --seeds 300 02_score_matching 06_langevin_dynamics
 
 runs the cells that a chapter's claims rest on (`tests/chapters.py`) and keeps what each claim
-measures.  A run that was interrupted is continued; `tools/promises.py` takes the results up.
+measures.  Not only the chapter's parameter is another one: every random number is, those of the
+repetitions within a chapter and of the networks' first weights too.  A run that was interrupted is
+continued; `tools/promises.py` takes the results up.
 """
 
 import argparse
@@ -22,9 +24,31 @@ import chapters  # noqa: E402  (of the tests)
 Found = dict[str, tuple[float, bool]]
 
 
+def give_other_numbers(run: int) -> None:
+    """From now on make every seed stand for other random numbers, the same ones in the same run."""
+    import numpy as np
+    import torch
+
+    def other(seed: int) -> int:
+        mixed = np.random.SeedSequence(seed, spawn_key=(run,)).generate_state(1, np.uint64)[0]
+        return int(mixed >> np.uint64(1))
+
+    class Generator(torch._C.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return super().manual_seed(other(seed))
+
+    class Default:
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return torch._C.default_generator.manual_seed(other(seed))
+
+    torch.Generator = Generator
+    torch.default_generator = Default()
+
+
 def run(wanted: tuple[str, int]) -> tuple[str, int, Found]:
     """The value of each claim of a chapter with a seed, and whether it holds."""
     chapter, seed = wanted
+    give_other_numbers(seed)
     verdicts = chapters.verdicts(chapter, {"seed": seed})
     named = {f"{claim} {part}".strip(): (value, holds) for claim, part, value, holds in verdicts}
     return chapter, seed, named

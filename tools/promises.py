@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ncsn_core import checkpoints, provenance
-from ncsn_core.book.ledger import load_ledger
+from ncsn_core.book.ledger import expected_to
 from ncsn_core.checkpoints import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -49,12 +49,6 @@ def main() -> None:
 
 def counted(alarms: dict[str, Any]) -> dict[str, Any]:
     """For each chapter and claim that should hold: the seeds that were run, and how many failed."""
-    expected = {
-        f"{claim.id} {part}".strip()
-        for claim in load_ledger().values()
-        for part, measurement in claim.parts.items()
-        if measurement.expected == "fails"
-    }
     table: dict[str, Any] = {}
     for chapter, runs in alarms.items():
         if all(isinstance(value, list) for value in runs.values()):  # collected before

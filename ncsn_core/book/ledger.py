@@ -101,6 +101,19 @@ def load_ledger(path: Path | None = None) -> dict[int, Claim]:
     return _parse(path.read_text(encoding="utf-8"))
 
 
+def expected_to(outcome: str) -> set[str]:
+    """Return the measurements that are expected to be so ("holds", "fails", "not measured").
+
+    Each by the number of its claim, and its part where there are several: "16", "24 annealing".
+    """
+    return {
+        f"{claim.id} {part}".strip()
+        for claim in load_ledger().values()
+        for part, measurement in claim.parts.items()
+        if measurement.expected == outcome
+    }
+
+
 @functools.lru_cache(maxsize=4)
 def _parse(text: str) -> dict[int, Claim]:
     try:
