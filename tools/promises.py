@@ -6,6 +6,7 @@ reads _build/stress/*.json, and replaces in ncsn_core/results/promises what was 
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from ncsn_core import checkpoints, provenance
-from ncsn_core.book.ledger import expected_to
+from ncsn_core.book.ledger import expected_to, load_ledger
 from ncsn_core.checkpoints import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +28,13 @@ def main() -> None:
     folder = RESULTS / "promises"
     known = (folder / checkpoints.MANIFEST).is_file()
     metrics: dict[str, Any] = dict(checkpoints.load(folder).metrics) if known else {}
-    for path in sorted(FOUND.glob("*.json")):
-        metrics[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    found = {
+        path.stem: json.loads(path.read_text("utf-8")) for path in sorted(FOUND.glob("*.json"))
+    }
+    for kind in ("determinism of", "fuzzing of", "kills of", "planted in"):  # whole tables
+        if any(name.startswith(kind) for name in found):
+            metrics = {name: row for name, row in metrics.items() if not name.startswith(kind)}
+    metrics |= found
     if COVERAGE.is_file():
         totals = json.loads(COVERAGE.read_text(encoding="utf-8"))["totals"]
         metrics["coverage"] = {
@@ -36,10 +42,10 @@ def main() -> None:
             "branches": 100 * totals["covered_branches"] / totals["num_branches"],
             "both": totals["percent_covered"],
         }
-    if "false alarms" in metrics:
-        metrics["false alarms"] = counted(metrics["false alarms"])
-    if "mutants" in metrics:
-        metrics["mutants"] = judged(metrics["mutants"])
+    if "false alarms" in found:
+        metrics["false alarms"] = counted(found["false alarms"])
+    if "mutants" in found:
+        metrics["mutants"] = judged(found["mutants"])
     if not metrics:
         sys.exit(f"{FOUND} holds no measurement: run `make stress` first")
     origin = provenance.describe(torch.device("cpu")) | {"seed": 0}
@@ -48,27 +54,38 @@ def main() -> None:
 
 
 def counted(alarms: dict[str, Any]) -> dict[str, Any]:
-    """For each chapter and claim that should hold: the seeds that were run, and how many failed."""
+    """For each chapter and claim that should hold: runs, failures, and the room in its band.
+
+    The room is the distance from the mean to the nearer end of the band, in standard deviations.
+    Claims that no random number of the run changes are left out.
+    """
+    bands = {
+        f"{claim.id} {part}".strip(): measurement.accept
+        for claim in load_ledger().values()
+        for part, measurement in claim.parts.items()
+    }
     table: dict[str, Any] = {}
-    for chapter, runs in alarms.items():
-        if all(isinstance(value, list) for value in runs.values()):  # collected before
-            table[chapter] = runs
-            continue
-        for holds in runs.values():
-            for name, held in holds.items():
-                if name not in expected:
-                    row = table.setdefault(chapter, {}).setdefault(name, [0, 0])
-                    row[0] += 1
-                    row[1] += not held
+    for chapter, runs in sorted(alarms.items()):
+        for name in sorted(next(iter(runs.values())).keys() & expected_to("holds")):
+            values = [row[name][0] for row in runs.values()]
+            mean, deviation = statistics.mean(values), statistics.pstdev(values)
+            if deviation > 1e-9 * abs(mean):
+                band = bands[name]
+                room = min(abs(mean - end) for end in (band.min, band.max) if end is not None)
+                table.setdefault(chapter, {})[name] = {
+                    "runs": len(values),
+                    "failed": sum(not row[name][1] for row in runs.values()),
+                    "room": room / deviation,
+                }
     return table
 
 
 def judged(mutants: dict[str, Any]) -> dict[str, Any]:
     """The counts, and the survivors with what was thought of each."""
-    if "mutants" not in mutants:  # collected before
-        return mutants
     reasons = json.loads(SURVIVORS.read_text(encoding="utf-8")) if SURVIVORS.is_file() else {}
     rows = mutants.pop("mutants")
+    for name in ("rate", "low", "high"):
+        mutants[name] *= 100
     mutants["survivors"] = [
         {
             "module": row["module"],

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nbformat import NotebookNode
+from scipy.stats import binomtest
 
 from ncsn_core import checkpoints
 from ncsn_core.book.claims import METADATA_KEY
@@ -283,14 +284,51 @@ def _planted(book: Book) -> str:
     for name, found in checkpoints.results("promises").metrics.items():
         if name.startswith("planted in "):
             code = "<br>".join(f"<code>{html.escape(line)}</code>" for line in found["lines"])
+            where = f"`{found['where']}`" if found["where"] else "the chapter"
             failed = ", ".join(found["failed"])
-            table.append((found["name"], _chapter(found["chapter"], book), code, failed))
+            chapter = _chapter(found["chapter"], book)
+            table.append((found["name"], chapter, where, code, failed))
     return _table(
         "One wrong line each, and the claims that failed because of it.",
-        ("Defect", "Chapter", "Right and wrong", "Claims that fail"),
+        ("Defect", "Chapter", "Planted in", "Right and wrong", "Claims that fail"),
         table,
         name="tab-planted",
-        widths="24 14 42 20",
+        widths="20 11 15 38 16",
+    )
+
+
+def _alarms(book: Book) -> str:
+    """How often each claim failed with other random numbers."""
+    table = []
+    for chapter, claims in checkpoints.results("promises").metrics["false alarms"].items():
+        for name, found in claims.items():
+            interval = binomtest(found["failed"], found["runs"]).proportion_ci()
+            ends = (f"{100 * end:.1f}" for end in (interval.low, interval.high))
+            row = (name, _chapter(chapter, book), f"{found['failed']} of {found['runs']}")
+            table.append((*row, f"{' to '.join(ends)} %", number_text(found["room"], digits=2)))
+    return _table(
+        "Claims with other random numbers: how often each failed, the 95 % interval of its rate, "
+        "and the distance from its mean to the nearer end of its band.",
+        ("Claim", "Chapter", "Failed", "Rate, 95 %", "Standard deviations to the end"),
+        table,
+        name="tab-alarms",
+        widths="24 18 18 20 20",
+    )
+
+
+def _survivors(book: Book) -> str:
+    """The mutants that no test noticed, and what we think of each."""
+    table = []
+    for found in checkpoints.results("promises").metrics["mutants"]["survivors"]:
+        lines = (html.escape(line[1:].strip()) for line in found["change"])
+        code = "<br>".join(f"<code>{line}</code>" for line in lines)
+        table.append((f"`{found['module']}`", code, found["judgement"]))
+    return _table(
+        "The mutants that survived.",
+        ("Module", "Before and after", "Judgement"),
+        table,
+        name="tab-survivors",
+        widths="18 47 35",
     )
 
 
@@ -321,6 +359,8 @@ BLOCKS: dict[str, Callable[[Book], str]] = {
     "records": _records,
     "determinism": _determinism,
     "planted": _planted,
+    "alarms": _alarms,
+    "survivors": _survivors,
     "ignored": _ignored,
 }
 
