@@ -16,6 +16,7 @@ import shutil
 import symtable
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class Names:
                     self.look_up(part)
         else:
             self.look_up(statement)
-        for node in ast.walk(statement):
+        for node in outside_functions(statement):
             if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
                 self.changed |= root(node)
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
@@ -164,6 +165,14 @@ class Names:
         if not isinstance(node, ast.If | ast.While | ast.Try | ast.AugAssign):
             self.made |= made
         self.changed |= made
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """A statement's parts, but for the bodies of functions: what these change is their own."""
+    yield node
+    if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+        for part in ast.iter_child_nodes(node):
+            yield from outside_functions(part)
 
 
 def changed(call: ast.Call) -> set[str]:

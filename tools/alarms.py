@@ -4,14 +4,16 @@
 
 runs the cells that a chapter's claims rest on (`tests/chapters.py`) and keeps what each claim
 measures.  Not only the chapter's parameter is another one: every random number is, those of the
-repetitions within a chapter and of the networks' first weights too.  A run that was interrupted is
-continued; `tools/promises.py` takes the results up.
+repetitions within a chapter and of the networks' first weights too.  A chapter about a network that
+took an hour is run on small ones, trained for it.  A run that was interrupted is continued;
+`tools/promises.py` takes the results up.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import chapters  # noqa: E402  (of the tests)
 
+TRAINED = ("10_ncsn",)
+SMALL = {"channels": 8, "steps": 3000, "batch_size": 32}
 Found = dict[str, tuple[float, bool]]
 
 
@@ -48,10 +52,22 @@ def give_other_numbers(run: int) -> None:
 def run(wanted: tuple[str, int]) -> tuple[str, int, Found]:
     """The value of each claim of a chapter with a seed, and whether it holds."""
     chapter, seed = wanted
+    parameters: dict[str, object] = {"seed": seed}
+    if chapter in TRAINED:
+        parameters["checkpoint"] = str(small_network(seed))
     give_other_numbers(seed)
-    verdicts = chapters.verdicts(chapter, {"seed": seed})
+    verdicts = chapters.verdicts(chapter, parameters)
     named = {f"{claim} {part}".strip(): (value, holds) for claim, part, value, holds in verdicts}
     return chapter, seed, named
+
+
+def small_network(seed: int) -> Path:
+    """The run of a small network on MNIST, trained if it is not there."""
+    folder = OUT.parent / "networks" / str(seed)
+    command = [sys.executable, "-m", "ncsn_core", "train", "mnist", "--profile", "cpu"]
+    command += [f"--set={name}={value}" for name, value in SMALL.items()]
+    subprocess.run([*command, f"--seed={seed}", f"--folder={folder}"], check=True)
+    return folder
 
 
 def main() -> None:
