@@ -87,7 +87,7 @@ test-colab: $(INSTALLED) ## published notebooks in a fresh environment like Cola
 	$(call step,test-colab: two chapters and the training notebook (NCSN_COLAB=all: every one))
 	@$(BIN)/python -m pytest tests/colab -m colab --timeout=1200 $(ARGS)
 
-stress: $(INSTALLED) ## hours of kills, fuzzing, planted defects and mutants, for the page of promises
+stress: $(INSTALLED) ## hours of kills, fuzzing, defects, mutants and other seeds, for the page of promises
 	$(call step,stress: the long versions of what the suite does in seconds)
 	@NCSN_FIGURES=$(CURDIR)/_build/stress $(BIN)/python -m pytest -m stress --timeout=7200 \
 		--ignore=tests/test_determinism.py
@@ -97,6 +97,7 @@ stress: $(INSTALLED) ## hours of kills, fuzzing, planted defects and mutants, fo
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage json --quiet -o _build/coverage/report.json
 	@$(BIN)/python tools/mutants.py
+	@$(BIN)/python tools/alarms.py
 	@$(BIN)/python tools/promises.py
 
 links: strict ## every link to another site leads somewhere (needs the internet)

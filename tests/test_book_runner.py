@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import papermill
 import pytest
+from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ncsn_core import files
 from ncsn_core.book import cache, provenance, runner, tree
-from ncsn_core.book.notebook import PROBE_TAG
+from ncsn_core.book.notebook import PROBE_TAG, default_parameters, read
 
 CHAPTER = Path("notebooks/01_first.ipynb")
 
@@ -215,6 +217,37 @@ def test_a_file_that_is_no_notebook_is_named(root):
         runner.execute(root, CHAPTER)
 
 
+# --- parameters and old notebooks ---------------------------------------------------------------
+
+
+def test_parameters_are_what_their_cell_assigns():
+    source = (
+        "import os\nsteps: int = 3\nlater: float\nfirst = second = 'x'\n"
+        "folder = os.getcwd()\npair[0] = 1\nsteps += 1"
+    )
+    notebook = new_notebook(cells=[new_code_cell("other = 5"), parameters(source)])
+    expected = {"steps": 3, "first": "x", "second": "x", "folder": None}
+    assert default_parameters(notebook) == expected
+
+
+def test_a_parameters_cell_that_is_not_python_has_no_parameters(root, runs):
+    write(root / CHAPTER, parameters("seed = = 0"))
+    with pytest.raises(tree.BookError, match="no parameter seed; its parameters are: none"):
+        runner.execute(root, CHAPTER, parameters={"seed": 1})
+    assert runs == []
+
+
+def test_a_notebook_of_an_older_format_gets_ids_for_its_cells(root):
+    old = json.loads((root / CHAPTER).read_text()) | {"nbformat_minor": 4}
+    for cell in old["cells"]:
+        del cell["id"]
+    (root / CHAPTER).write_text(json.dumps(old))
+    notebook = read(root / CHAPTER)
+    nbformat.validate(notebook)
+    assert notebook.nbformat_minor >= 5
+    assert len({cell.id for cell in notebook.cells}) == 3
+
+
 # --- what is left when writing fails ------------------------------------------------------------
 
 
@@ -375,6 +408,43 @@ def test_an_interrupt_keeps_the_old_copy_and_the_partial_output(real):
     assert list(executed.parent.iterdir()) == [executed]
     partial = nbformat.read(cache.failed_path(real, CHAPTER), as_version=4)
     assert partial.cells[0].outputs[0].text == "so far\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "could not be executed: .*Too many open"),
+        (DeadKernelError("gone"), r"01_first\.ipynb: the kernel died"),
+    ],
+)
+def test_a_kernel_that_does_not_start_is_no_fault_of_a_cell(root, monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    with pytest.raises(runner.ChapterError, match=message) as failure:
+        runner.execute(root, CHAPTER)
+    assert "cell" not in str(failure.value)
+    assert failure.value.partial == Path("_build/executed/failed") / CHAPTER
+    left = [path for path in cache.executed_path(root, CHAPTER).parent.iterdir()]
+    assert left == []
+
+
+def test_a_disk_too_full_for_the_partial_output_still_reports_what_failed(root, monkeypatch):
+    def fail(*_, **__):
+        raise DeadKernelError("gone")
+
+    def full(path, content):
+        if "failed" in path.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        files.write_atomically(path, content)
+
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    monkeypatch.setattr(runner, "write_atomically", full)
+    with pytest.raises(runner.ChapterError, match="the kernel died") as failure:
+        runner.execute(root, CHAPTER)
+    assert failure.value.partial is None
+    assert "outputs up to there" not in str(failure.value)
 
 
 def test_chapters_at_the_same_time_share_the_threads(real, monkeypatch):

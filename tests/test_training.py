@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import shutil
+import signal
+import threading
 
 import pytest
 import torch
@@ -208,6 +211,80 @@ def test_an_interrupt_in_the_middle_of_an_update_is_resumed_exactly_too(
     assert_same_run(run_training(config, folder), uninterrupted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_its_step_finish_and_the_run_is_resumed_exactly(
+    run_training, tiny_config, tmp_path, at_step, uninterrupted, number
+):
+    def strike(loss):
+        signal.raise_signal(number)
+        return loss
+
+    config, folder, handler = tiny_config(), tmp_path / "run", signal.getsignal(number)
+    at_step(2, strike)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, folder)
+    at_step(-1, interrupt)
+    assert signal.getsignal(number) is handler
+    assert checkpoints.load(folder).manifest["step"] == 3
+    assert_same_run(run_training(config, folder), uninterrupted)
+
+
+def test_a_second_signal_does_not_wait_for_the_step(
+    run_training, tiny_config, tmp_path, at_step, uninterrupted
+):
+    def strike_twice(loss):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second signal interrupts at once")
+
+    config, folder = tiny_config(), tmp_path / "run"
+    at_step(2, strike_twice)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, folder)
+    at_step(-1, interrupt)
+    assert checkpoints.load(folder).manifest["step"] == 2
+    assert_same_run(run_training(config, folder), uninterrupted)
+
+
+def test_a_process_among_several_waits_for_its_step_however_often_it_is_told(monkeypatch):
+    """The launcher sends its own signal after that of the terminal."""
+    monkeypatch.setattr(training.ranks, "count", lambda: 2)
+    with training._interrupts_wait() as interrupted:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert interrupted.is_set()
+
+
+def test_signals_keep_their_way_outside_of_the_main_thread():
+    handler, seen = signal.getsignal(signal.SIGINT), []
+
+    def elsewhere():
+        with training._interrupts_wait() as interrupted:
+            seen.append((signal.getsignal(signal.SIGINT), interrupted.is_set()))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [(handler, False)]
+
+
+def test_a_run_that_another_process_has_moved_on_meanwhile_is_not_overwritten(
+    run_training, tiny_config, tmp_path, monkeypatch, uninterrupted
+):
+    config, folder, load = tiny_config(), tmp_path / "run", training._load
+
+    def slowly(*arguments):
+        monkeypatch.setattr(training, "_load", load)
+        run_training(config, folder, minutes=0.0)
+        return load(*arguments)
+
+    monkeypatch.setattr(training, "_load", slowly)
+    with pytest.raises(NCSNError, match="another process has trained in"):
+        run_training(config, folder)
+    assert checkpoints.load(folder).manifest["step"] == 2
+    assert_same_run(run_training(config, folder), uninterrupted)
+
+
 def test_a_time_budget_stops_at_checkpoints_and_the_pieces_make_the_same_run(
     run_training, tiny_config, tmp_path, uninterrupted
 ):
@@ -263,6 +340,25 @@ def test_a_longer_plan_goes_on_and_is_recorded(run_training, tiny_config, tmp_pa
     assert longer.manifest["step"] == 8
     assert longer.history["loss"][:6] == uninterrupted.history["loss"]
     assert [plan["steps"] for plan in longer.provenance["plans"]] == [6, 8]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9], ids=["plain", "averaged"])
+def test_a_run_may_start_from_the_weights_of_another_and_says_so(
+    run_training, tiny_config, tmp_path, uninterrupted, decay
+):
+    """A rate of 1e-12 leaves them as they are."""
+    config = tiny_config(steps=2, checkpoint_every=1, learning_rate=1e-12, ema_decay=decay, seed=5)
+    run_training(config, tmp_path / "run", start_from=uninterrupted, minutes=0.0)
+    record = run_training(config, tmp_path / "run")
+    assert record.manifest["step"] == 2
+    assert record.provenance["started_from"] == {
+        "name": "uninterrupted",
+        "step": 6,
+        "commit": uninterrupted.provenance["commit"],
+        "weights_sha256": uninterrupted.weights_sha256,
+    }
+    for name, weights in uninterrupted.tensors().items():
+        torch.testing.assert_close(record.tensors()[name], weights)
 
 
 def test_a_damaged_checkpoint_is_not_resumed(run_training, tiny_config, tmp_path):
@@ -468,6 +564,26 @@ def test_precision_names(run_training, tiny_config, tmp_path):
 def test_precision_follows_the_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert training.pick_precision("auto", torch.device("cuda", 0)) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((6, 1), False), ((7, 0), True)])
+def test_compiling_needs_a_gpu_that_triton_knows(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert training.can_compile(torch.device("cuda", 0)) is expected
+
+
+def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if "clang" in name else None)
+    assert training.can_compile(torch.device("cpu"))
+    assert not training.can_compile(torch.device("mps"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not training.can_compile(torch.device("cpu"))
+
+
+def test_autocast_follows_the_precision():
+    assert training.autocast_dtype("bf16-mixed") is torch.bfloat16
+    assert training.autocast_dtype("16-mixed") is torch.float16
+    assert training.autocast_dtype("32-true") is None
 
 
 def test_device_names(monkeypatch):
