@@ -37,7 +37,7 @@ def seeded():
 def figures():
     """Keep numbers for the page of promises, under a name: where `make stress` says, or nowhere."""
 
-    def keep(name, **values):
+    def keep(name, /, **values):
         folder = os.environ.get("NCSN_FIGURES")
         if folder:
             path = Path(folder) / f"{name}.json"

@@ -1,5 +1,6 @@
 """Costs of calls whose cost is known: bytes, seconds on a clock of our own, operations, slopes."""
 
+import gc
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from ncsn_core.benchmark import (
     log_log_slope,
     peak_bytes,
     training_steps,
+    wait,
 )
 from ncsn_core.networks import MLP
 from ncsn_core.objectives import sliced_score_matching_vr
@@ -159,6 +161,52 @@ def test_an_error_in_the_call_comes_through_and_does_no_harm():
     assert peak_bytes(lambda: torch.ones(1000)) == 4000
 
 
+def test_a_storage_that_an_operation_returns_twice_is_counted_once():
+    def halves(x):
+        y = x + 1
+        return y[:500], y[500:]
+
+    library = torch.library.Library("ncsn_tests", "DEF")
+    library.define("halves(Tensor x) -> (Tensor, Tensor)")
+    library.impl("halves", halves, "CPU")
+    try:
+        assert peak_bytes(lambda: torch.ops.ncsn_tests.halves(HELD)) == 4000
+    finally:
+        library._destroy()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that holds 1,000 bytes, and a diary of what it is told."""
+    diary = []
+    told = {
+        "synchronize": None,
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 1000,
+        "max_memory_allocated": 1700,
+    }
+    for name, answer in told.items():
+
+        def tell(device, name=name, answer=answer):
+            diary.append((name, device.type))
+            return answer
+
+        monkeypatch.setattr(torch.cuda, name, tell)
+    return diary
+
+
+def test_peak_bytes_of_a_gpu_are_what_its_allocator_counts_beyond_what_was_held(gpu):
+    assert peak_bytes(lambda: gpu.append(("call", "cuda")), "cuda") == 700
+    assert gpu == [
+        ("synchronize", "cuda"),
+        ("reset_peak_memory_stats", "cuda"),
+        ("memory_allocated", "cuda"),
+        ("call", "cuda"),
+        ("synchronize", "cuda"),
+        ("max_memory_allocated", "cuda"),
+    ]
+
+
 # --- time --------------------------------------------------------------------------------------
 
 
@@ -225,6 +273,31 @@ def test_time_passes_on_the_real_clock():
     x = torch.ones(200, 200)
     found = costs({"once": lambda: x @ x, "often": lambda: [x @ x for _ in range(40)]}, repeats=3)
     assert 0 < found["once"].median < found["often"].median
+
+
+def test_a_gpu_is_waited_for_and_a_cpu_is_not(gpu):
+    wait(torch.device("cpu"))
+    assert gpu == []
+    wait(torch.device("cuda", 0))
+    assert gpu == [("synchronize", "cuda")]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_not_collected_meanwhile_and_afterwards_as_before(enabled):
+    clock, during, before = Clock(), [], gc.isenabled()
+    pass_time = clock.call("a", 0.75)
+
+    def call():
+        during.append(gc.isenabled())
+        pass_time()
+
+    try:
+        (gc.enable if enabled else gc.disable)()
+        costs({"a": call}, repeats=1, shortest=0.5, clock=clock)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert not any(during[1:])  # the first run measures memory
 
 
 def test_costs_come_with_the_memory_of_each_call():

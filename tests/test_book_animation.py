@@ -88,6 +88,13 @@ def test_showing_gives_the_picture_its_words_and_its_width(monkeypatch):
     }
 
 
+def test_a_picture_without_a_width_is_as_wide_as_its_pixels(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append(how))
+    animation.show(animation.animated_png(FRAMES), alt="Noise.")
+    assert shown == [{"raw": True, "metadata": {"image/png": {"alt": "Noise."}}}]
+
+
 # --- grids of images ----------------------------------------------------------------------------
 
 

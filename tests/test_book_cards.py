@@ -49,6 +49,29 @@ def test_a_card_says_what_sets_a_variant_apart(record):
     assert "sliced, 3 steps" in text
 
 
+def test_a_card_says_what_a_run_started_from_and_that_nothing_was_averaged(record):
+    start = {"weights_sha256": "ab" * 32, "name": "first", "step": 12000, "commit": "abc123"}
+    manifest = record.manifest | {
+        "step": 3,
+        "config": record.config | {"ema_decay": 0.0},
+        "provenance": checkpoints.load("mnist").provenance | {"started_from": start},
+    }
+    text = card(checkpoints.Record(record.folder, manifest))
+    origin = "the weights `abababababababab…` of the run first, 12,000 steps, commit abc123"
+    assert f"| started from | {origin} |" in text
+    assert "last weights, not averaged |" in text
+    assert "moving average" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")]
+)
+def test_a_card_names_the_time_in_a_unit_that_fits(seconds, text):
+    record = checkpoints.load(checkpoints.available("classifier")[0])
+    manifest = record.manifest | {"provenance": record.provenance | {"seconds": seconds}}
+    assert f"| time | {text} |" in card(checkpoints.Record(record.folder, manifest))
+
+
 def test_a_card_says_that_a_network_knows_every_noise_level():
     text = card(checkpoints.load("mnist14_continuous"))
     assert "at every noise level between the ends, preconditioned" in text

@@ -133,6 +133,10 @@ def row(**changes):
         ([row(expected="not measured")], "say why in a note"),
         ([row(parts={"a": {"metric": "m", "accept": {"max": 1}}})], "inside each of them"),
         ([row(metric=None, accept=None, paper_value=None, parts={})], "parts maps the name"),
+        (
+            [row(metric=None, accept=None, paper_value=None, parts={"a": 1})],
+            "claim 1, part a: write its metric and accept",
+        ),
     ],
 )
 def test_a_malformed_ledger_is_rejected_by_row_and_reason(tmp_path, rows, message):
@@ -254,6 +258,26 @@ def test_the_numbers_are_in_the_metadata_as_strict_json(executed):
     assert record["spread"] == [-1.0, -0.96]
     assert record["measured"] == {"device": "a GPU"}
     assert {"commit", "device", "threads", "time"} <= record.keys()
+
+
+def test_a_verdict_that_was_read_back_shows_its_line_and_one_of_check_not_again(
+    ledger, executed, capsys
+):
+    checked = claims.check(1, -1.0)
+    capsys.readouterr()
+    checked._ipython_display_()
+    assert capsys.readouterr().out == ""
+    claims.collect([executed], books.load_ledger(REPOSITORY / "book" / "claims.yml"))[
+        0
+    ]._ipython_display_()
+    line = "the slope of log ‖s‖ against log σ is within [−1.1, −0.9]."
+    assert capsys.readouterr().out == f"Claim 16 holds: {line}\n"
+
+
+def test_a_verdict_is_printed_where_ipython_is_not_installed(ledger, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython.core.getipython", None)
+    claims.check(1, -1.0)
+    assert "Claim 1 holds" in capsys.readouterr().out
 
 
 def test_collect_reads_back_what_check_recorded(executed):

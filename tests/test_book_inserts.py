@@ -1,5 +1,6 @@
 """What the build writes into pages: measured numbers, the scorecard, indexes."""
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -92,8 +93,26 @@ def promises(tmp_path, monkeypatch):
         "planted in 10_ncsn, less": {
             "name": "less",
             "chapter": "10_ncsn",
+            "where": "schedules.py",
             "lines": ["x < 1", "x <= 1"],
             "failed": ["16", "24 annealing"],
+        },
+        "planted in 10_ncsn, wrong variable": {
+            "name": "wrong variable",
+            "chapter": "10_ncsn",
+            "where": "",
+            "lines": ["y = x", "y = z"],
+            "failed": ["16"],
+        },
+        "false alarms": {"10_ncsn": {"16": {"failed": 1, "runs": 40, "room": 2.345}}},
+        "mutants": {
+            "survivors": [
+                {
+                    "module": "schedules.py",
+                    "change": ["-    if a < b:", "+    if a <= b:"],
+                    "judgement": "equivalent",
+                }
+            ]
         },
         "determinism of training, 32-true, eager": {"again": True, "resumed": True, "threads": 0.0},
         "determinism of sampling, bf16-mixed, eager": {"again": True, "threads": 0.0123},
@@ -113,7 +132,23 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
     assert "* - sampling, bfloat16, eager\n  - equal\n  - –\n  - to 0.012" in text
     text = fill("<!-- ncsn: planted -->", book, PAGE)
     assert "* - less\n  - {doc}" in text
+    assert "\n  - `schedules.py`\n  - <code>x &lt; 1" in text
+    assert "\n  - the chapter\n  - <code>y = x" in text
     assert "<code>x &lt; 1</code><br><code>x &lt;= 1</code>\n  - 16, 24 annealing" in text
+
+
+def test_false_alarms_have_the_interval_of_their_rate(book, promises):
+    """Clopper & Pearson: for 1 of 40, 0.06 % to 13.16 %."""
+    text = fill("<!-- ncsn: alarms -->", book, PAGE)
+    row = text.split("* - ")[-1].splitlines()
+    assert row[0] == "16"
+    assert row[2:5] == ["  - 1 of 40", "  - 0.1 to 13.2 %", "  - 2.3"]
+
+
+def test_surviving_mutants_stand_with_their_change_and_our_judgement(book, promises):
+    text = fill("<!-- ncsn: survivors -->", book, PAGE)
+    change = "<code>if a &lt; b:</code><br><code>if a &lt;= b:</code>"
+    assert f"* - `schedules.py`\n  - {change}\n  - equivalent\n" in text
 
 
 def test_outputs_that_are_not_compared_are_counted(book):
@@ -123,6 +158,12 @@ def test_outputs_that_are_not_compared_are_counted(book):
     text = fill("<!-- ncsn: ignored -->", book, PAGE)
     assert "1 of 1 outputs are not compared (100%)" in text
     assert "chapter\N{NO-BREAK SPACE}10 </notebooks/10_ncsn>`\n  - 1\n  - 1" in text
+
+
+def test_records_of_runs_are_compared_with_nothing(book):
+    (notebook,) = book.notebooks.values()
+    runs = Book(book.table, {**book.notebooks, Path("notebooks/training/runs/a.ipynb"): notebook})
+    assert "0 of 1 outputs are not compared" in fill("<!-- ncsn: ignored -->", runs, PAGE)
 
 
 def test_other_roles_are_left_alone(book):
@@ -159,6 +200,19 @@ def test_the_scorecard_has_every_number_and_links_to_its_cell(book):
     assert "Measured on device cpu, commit abc." in text
 
 
+def test_a_claim_without_note_and_outside_of_the_book_has_neither_note_nor_link(book):
+    rows = [
+        dataclasses.replace(row, claim=dataclasses.replace(row.claim, chapter="99_x", note=None))
+        for row in book.table
+        if row.claim.id == 16
+    ]
+    text = fill("<!-- ncsn: scorecard -->", Book(rows, book.notebooks), PAGE)
+    assert "Measured in 99_x: a setting." in text
+    assert "  - −0.98 [−0.98, −0.98] \n" in text
+    assert "<a href" not in text
+    assert text.splitlines()[-1] == "<small>Measured on device cpu, commit abc.</small>"
+
+
 def test_the_overview_has_one_line_a_claim(book):
     text = fill("<!-- ncsn: overview -->", book, PAGE)
     assert text.count("* - ") == 1 + len(LEDGER)
@@ -175,6 +229,19 @@ def test_exercises_are_named_and_linked(book):
     ]
     index = fill("<!-- ncsn: exercises -->", book, PAGE)
     assert "1. {ref}`how many $x$? <exercise-10_ncsn-1>`" in index
+
+
+def test_a_notebook_without_exercises_is_left_out_of_their_list(book):
+    plain = {
+        Path("notebooks/intro.ipynb"): new_notebook(cells=[new_markdown_cell("# Begin: $x$")]),
+        Path("notebooks/bare.ipynb"): new_notebook(cells=[new_markdown_cell("No heading.")]),
+    }
+    longer = Book(book.table, {**plain, **book.notebooks})
+    index = fill("<!-- ncsn: exercises -->", longer, PAGE)
+    assert index == fill("<!-- ncsn: exercises -->", book, PAGE)
+    text = fill("<!-- ncsn: execution -->", longer, PAGE)
+    assert "* - {doc}`Begin: x </notebooks/intro>`\n  - –\n  - –\n  - –" in text
+    assert "* - {doc}`untitled </notebooks/bare>`" in text
 
 
 def test_the_last_execution_of_each_notebook_is_listed(book):

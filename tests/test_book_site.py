@@ -1,5 +1,6 @@
 """The site: collecting its sources, rendering them, and the commands around it."""
 
+import http.server
 import os
 import re
 import shutil
@@ -172,6 +173,15 @@ def test_a_page_shows_the_measured_value_and_how_it_was_made():
     )
     assert len(original.cells) == 3
     assert "text/html" not in original.cells[2].outputs[1].data
+
+
+def test_a_page_names_no_number_of_the_paper_where_the_paper_has_none():
+    output = verdict(0.05)
+    output.metadata["ncsn"]["claim"] = 18
+    notebook = new_notebook(cells=[new_code_cell("claims.check(18, x)", outputs=[output])])
+    html = site.publish(notebook, load_ledger()).cells[0].outputs[0].data["text/html"]
+    assert "Claim 18 holds:" in html
+    assert "(measured 0.05 [0.05, 0.05]).</p>" in html
 
 
 def test_a_page_without_record_has_no_last_line():
@@ -369,6 +379,21 @@ def test_serving_needs_a_site_and_a_free_port(root):
     assert f"port {port} cannot be used" in result.stderr
 
 
+def test_serving_says_where_until_it_is_interrupted(root, monkeypatch):
+    def interrupted(server):
+        raise KeyboardInterrupt
+
+    (root / "_build" / "html").mkdir(parents=True)
+    (root / "_build" / "html" / "index.html").write_text("<html></html>")
+    monkeypatch.setattr(http.server.ThreadingHTTPServer, "serve_forever", interrupted)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    result = invoke("serve", "--port", str(port))
+    assert result.exit_code == 0, result.output
+    assert f"at http://127.0.0.1:{port}/ (Ctrl-C stops)\nstopped\n" in result.stdout
+    socket.create_server(("127.0.0.1", port)).close()  # it is free again
+
+
 @pytest.fixture
 def counted(root, monkeypatch):
     """Chapters are executed by nobody; returns what was asked for."""
@@ -382,6 +407,22 @@ def counted(root, monkeypatch):
 
     monkeypatch.setattr(runner, "execute", execute)
     return asked
+
+
+def test_chapters_that_failed_are_counted_and_named_and_the_others_run(counted, root, monkeypatch):
+    execute = runner.execute
+
+    def fail(root, notebook, **options):
+        if notebook == FIRST:
+            raise runner.ChapterError(notebook, "cell 3 of 3 failed")
+        return execute(root, notebook, **options)
+
+    monkeypatch.setattr(runner, "execute", fail)
+    result = invoke("execute")
+    assert result.exit_code == 1
+    assert f"{FIRST}: cell 3 of 3 failed" in result.stdout
+    assert result.stderr == f"Error: 1 of 2 chapters failed: {FIRST}\n"
+    assert [notebook for notebook, *_ in counted] == [SECOND]
 
 
 def test_parameters_reach_the_one_chapter_that_is_named(counted):

@@ -11,7 +11,7 @@ import torch
 from ncsn_core import checkpoints
 from ncsn_core.checkpoints import MANIFEST, RESULTS
 from ncsn_core.errors import CorruptFileError, UnknownNameError
-from ncsn_core.networks import DigitClassifier
+from ncsn_core.networks import DigitClassifier, RefineNet
 from ncsn_core.schedules import geometric_ladder
 
 OLD = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}}
@@ -97,6 +97,22 @@ def test_half_precision_weights_are_computed_with_in_float32(record):
     manifest = {k: v for k, v in record.manifest.items() if k not in ("files", "format")}
     small = checkpoints.save(record.folder, {"weights": half}, **manifest)
     assert {p.dtype for p in small.score().parameters()} == {torch.float32}
+
+
+def test_normalizations_are_compiled_on_demand_and_never_for_an_energy(monkeypatch):
+    asked = []
+    monkeypatch.setattr(RefineNet, "fuse_normalizations", lambda _, fused: asked.append(fused))
+    record = checkpoints.load("mnist14_ncsn")
+    record.score()
+    record.score(fuse=True)
+    checkpoints.load("mnist14_energy").score(fuse=True)
+    checkpoints.load("mnist14_continuous").score(fuse=True)
+    assert asked == [False, True, False, True]
+
+
+def test_a_manifest_names_its_format(tmp_path):
+    record = checkpoints.save(tmp_path / "r", OLD, kind="bundle")
+    assert record.manifest["format"] == 2
 
 
 def test_classifier_is_the_network_with_the_saved_weights(tmp_path):
@@ -290,6 +306,12 @@ def test_an_unknown_checkpoint_lists_the_shipped_ones(name):
 def test_an_unknown_part_lists_the_parts(record):
     with pytest.raises(UnknownNameError, match="'gradients'; known: weights, state"):
         record.tensors("gradients")
+
+
+def test_a_record_without_weights_has_no_hash_of_them(tmp_path):
+    curves = checkpoints.save(tmp_path / "r", {"curves": {"a": torch.zeros(2)}}, kind="results")
+    with pytest.raises(UnknownNameError, match="part of this record 'weights'; known: curves"):
+        curves.weights_sha256  # noqa: B018
 
 
 def test_an_ncsn_is_no_classifier_and_a_classifier_no_ncsn(record, tmp_path):

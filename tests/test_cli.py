@@ -9,6 +9,8 @@ import torch
 from ncsn_core import checkpoints, cli
 from ncsn_core.config import presets, profiles
 from ncsn_core.features import Extractor, Inception
+from ncsn_core.networks import NoiseConditionalScore
+from ncsn_core.schedules import geometric_ladder
 
 TINY = ["--set", "steps=2", "--set", "log_every=1", "--set", "checkpoint_every=1"]
 TINY += ["--set", "train_images=16", "--set", "batch_size=4"]
@@ -51,6 +53,15 @@ def test_training_again_with_more_steps_goes_on(ncsn, tiny_run):
     assert "3 of 3 steps" in out
     plans = checkpoints.load(tiny_run).provenance["plans"]
     assert plans == [{"from_step": 0, "steps": 2}, {"from_step": 2, "steps": 3}]
+
+
+def test_a_time_budget_ends_with_how_to_go_on(ncsn, tmp_path):
+    arguments = ("train", "mnist", "--folder", tmp_path / "run", "--device", "cpu", *TINY)
+    code, out, err = ncsn(*arguments, "--minutes", 0)
+    assert code == 0, err
+    assert "1 of 2 steps" in out
+    assert "run the same command again to go on" in out
+    assert checkpoints.load(tmp_path / "run").manifest["step"] == 1
 
 
 def test_sampling_writes_an_image(ncsn, tiny_run, tmp_path):
@@ -101,6 +112,40 @@ def test_evaluation_prints_two_counts_floors_and_features_and_resumes(ncsn, tiny
     code, _, err = ncsn(*arguments, tmp_path / "samples", "--seed", 1)
     assert code == 1
     assert "(seed differ)" in err
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Evaluation draws noise instead of samples; returns the settings that it was asked for."""
+    asked = []
+
+    def noise(score, shape, count, **options):
+        asked.append({"count": count} | options)
+        return torch.rand(count, *shape)
+
+    monkeypatch.setattr(cli, "generate", noise)
+    return asked
+
+
+def test_beyond_smoke_all_training_images_are_the_reference(
+    ncsn, record, tmp_path, mnist_train, monkeypatch, drawn
+):
+    monkeypatch.setattr(cli.data, "load_images", lambda *_, **__: mnist_train[:2100])
+    monkeypatch.setattr(cli, "measure", lambda *_, **__: {})
+    arguments = ("--count", 4, "--device", "cpu", "--folder", tmp_path / "samples")
+    for profile, images in (("smoke", "2,000"), ("cpu", "2,100")):
+        code, out, err = ncsn("evaluate", record.folder, "--profile", profile, *arguments)
+        assert code == 0, err
+        assert f"compared with {images} training images" in out
+    assert [settings["steps_per_level"] for settings in drawn] == [1, 100]
+
+
+def test_one_of_several_processes_evaluates_the_samples(ncsn, record, monkeypatch, drawn):
+    monkeypatch.setattr(cli.ranks, "index", lambda: 1)
+    monkeypatch.setattr(cli, "measure", lambda *_, **__: pytest.fail("the first one measures"))
+    code, out, err = ncsn("evaluate", record.folder, "--count", 4, "--device", "cpu")
+    assert (code, out) == (0, ""), err
+    assert len(drawn) == 1
 
 
 def test_samples_go_to_a_folder_of_runs_by_default(ncsn, tiny_run, tmp_path, monkeypatch):
@@ -247,6 +292,7 @@ def test_models_are_listed_and_verified(ncsn):
         (["train", "mnist", "--profile", "tpu"], "known: smoke, cpu, gpu"),
         (["train", "mnist", "--set", "step=3"], "unknown setting 'step'"),
         (["train", "mnist", "--set", "steps"], "NAME=VALUE"),
+        (["train", "mnist", "--set", "steps=["], "value of --set 'steps=[' cannot be read"),
         (["train", "mnist", "--set", "batch_size=99999"], "number of images"),
         (["train", "mnist", "--set", "sigma_last=2"], "must decrease"),
         (["sample", "no-such-model"], "unknown checkpoint 'no-such-model'"),
@@ -286,6 +332,34 @@ def test_an_interrupt_exits_with_130_and_keeps_the_run(ncsn, tmp_path, monkeypat
     assert code == 130
     assert "interrupted" in err
     assert checkpoints.load(folder).manifest["step"] == steps[-1] == 1
+
+
+def test_what_another_process_has_reported_is_not_said_again(ncsn, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.ranks, "first_to_report", lambda: False)
+    assert ncsn("train", "mnst") == (1, "", "")
+    monkeypatch.setattr(cli.training, "train", interrupted)
+    code, out, err = ncsn("train", "mnist")
+    assert (code, out, err.strip()) == (130, "", "")
+
+
+def test_without_the_books_tools_the_command_says_how_to_get_them(ncsn, monkeypatch):
+    monkeypatch.setattr(cli.cli, "commands", dict(cli.cli.commands))
+    monkeypatch.setitem(sys.modules, "ncsn_core.book.cli", None)
+    code, _, err = ncsn("book")
+    assert code == 1
+    assert "pip install 'ncsn-core[book]'" in err
+    code, out, _ = ncsn("models")  # the others work
+    assert code == 0
+    assert "mnist:" in out
+
+
+def test_only_a_refinenet_knows_the_shape_of_its_images():
+    score = NoiseConditionalScore(torch.nn.Identity(), geometric_ladder(1.0, 0.1, 3))
+    with pytest.raises(TypeError, match="only a RefineNet knows its shape"):
+        cli.image_shape(score)
 
 
 def test_every_command_works_as_a_module():

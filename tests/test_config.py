@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from ncsn_core.config import TrainingConfig, load_config, presets, profiles
+from ncsn_core.config import (
+    TrainingConfig,
+    load_config,
+    load_evaluation_budget,
+    presets,
+    profiles,
+)
 from ncsn_core.data import DATASETS
 from ncsn_core.errors import UnknownNameError
 
@@ -64,6 +70,15 @@ def test_overrides_replace_single_values():
 def test_unknown_names_list_the_known_ones(arguments, message):
     with pytest.raises(UnknownNameError, match=message):
         load_config(**arguments)
+
+
+def test_every_profile_has_a_budget_for_evaluation_and_others_are_refused():
+    budgets = [load_evaluation_budget(profile) for profile in profiles()]
+    counts = [budget.samples for budget in budgets]
+    assert counts == sorted(set(counts))
+    assert all(budget.batch_size <= budget.samples for budget in budgets)
+    with pytest.raises(UnknownNameError, match="unknown profile 'tpu'; known: smoke, cpu, gpu"):
+        load_evaluation_budget("tpu")
 
 
 def check(**changes):

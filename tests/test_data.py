@@ -199,6 +199,28 @@ def test_a_failed_download_says_so(tmp_path, monkeypatch):
         data.load_images("cifar10", root=tmp_path, download=True)
 
 
+def test_what_torchvision_downloads_finds_its_folder(tmp_path, monkeypatch):
+    def blocked(folder, *, download, **options):
+        assert download
+        assert folder.is_dir()
+        raise RuntimeError("Google Drive wants a confirmation")
+
+    monkeypatch.setattr(datasets, "CelebA", blocked)
+    with pytest.raises(MissingDataError, match=r"downloaded .*a confirmation") as error:
+        data.load_images("celeba", root=tmp_path / "new", download=True)
+    assert "img_align_celeba" in str(error.value)
+
+
+def test_only_what_is_not_there_is_fetched(fashion_mnist, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(data, "fetch", lambda archive, root: fetched.append((archive.folder, root)))
+    data.load_images("fashion_mnist", root=fashion_mnist.root, download=True)
+    assert fetched == []
+    with pytest.raises(MissingDataError):  # nothing has come
+        data.load_images("fashion_mnist", root=tmp_path / "new", download=True)
+    assert fetched == [("FashionMNIST/raw", tmp_path / "new")]
+
+
 def test_data_root_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NCSN_DATA", raising=False)

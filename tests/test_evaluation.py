@@ -150,6 +150,10 @@ def test_a_covariance_needs_two_images(classifier, digits, count):
     distance = FrechetDigitDistance(classifier, digits[:100])
     with pytest.raises(ValueError, match=f"at least two images; got {count}"):
         distance(digits[:count])
+    few, many = torch.rand(count, 3), torch.rand(5, 3)
+    for sets in ((few, many), (many, few)):
+        with pytest.raises(ValueError, match=f"at least two images; got {count}"):
+            frechet_distance(*sets)
 
 
 # --- kernel distance ---------------------------------------------------------------------------

@@ -224,6 +224,18 @@ def test_a_file_that_rotted_on_disk_is_downloaded_again(tmp_path, server):
     assert (tmp_path / "raw" / "1.gz").read_bytes() == (folder / "1.gz").read_bytes()
 
 
+def test_a_download_removes_what_a_killed_one_left_and_unpacks_no_tar(tmp_path, server):
+    folder, archive = server
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "1.gz.a1b2.partial").write_bytes(b"half of it")
+    (folder / "all.tar.gz").write_bytes((folder / "0.gz").read_bytes())
+    names = {"all.tar.gz": archive.sha256["0.gz"], "1.gz": archive.sha256["1.gz"]}
+    fetch(Archive(archive.address, "raw", names), tmp_path)
+    left = sorted(path.name for path in raw.iterdir() if not path.name.startswith("."))
+    assert left == ["1", "1.gz", "all.tar.gz"]
+
+
 # --- two at once ---------------------------------------------------------------------------------
 
 

@@ -47,6 +47,15 @@ def test_features_are_those_of_the_picture_a_screen_would_show():
     torch.testing.assert_close(extractor(beyond), network.features((images > 127).float()))
 
 
+@pytest.mark.parametrize("size", [14, 56])
+def test_images_of_another_size_are_scaled_to_the_networks(size):
+    torch.manual_seed(0)
+    network = DigitClassifier().eval().requires_grad_(False)
+    images = torch.rand(3, 1, size, size)
+    scaled = torch.nn.functional.interpolate(images, size=(28, 28), mode="bilinear")
+    torch.testing.assert_close(Extractor("c", network)(images), network.features(scaled))
+
+
 # --- Inception ---------------------------------------------------------------------------------
 
 

@@ -220,6 +220,7 @@ def test_bad_settings_are_refused():
         ({"known": torch.full((3, 2, 2), math.inf)}, "not finite"),
         ({"x": torch.zeros(2, 2, 2)}, "shape of x"),
         ({"mask": torch.ones(2, 1, dtype=torch.bool)}, "shape of x"),
+        ({"mask": torch.ones(2, 3, dtype=torch.bool)}, "shape of x"),
         ({"known_noise": "once"}, "unknown known_noise 'once'; known: level, step, none"),
     ):
         with without_type_checks(), pytest.raises(ValueError, match=complaint):

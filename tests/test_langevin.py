@@ -130,6 +130,11 @@ def test_a_schedule_is_one_epsilon_a_step(kind):
     assert torch.equal(got, x)
 
 
+def test_a_schedule_may_be_given_with_its_number_of_steps():
+    sizes = [0.1] * 300
+    assert torch.equal(run(epsilon=sizes, steps=300), run(epsilon=sizes, steps=None))
+
+
 # --- MALA: the law of the chain ----------------------------------------------------------------
 
 
@@ -282,13 +287,13 @@ def test_no_gradients_are_recorded(sampler):
 def test_a_score_that_is_not_finite_stops_with_the_step(bad):
     def score(x):
         calls.append(1)
-        return torch.full_like(x, bad) if len(calls) == 3 else -x
+        return torch.full_like(x, bad) if len(calls) == 4 else -x
 
     calls = []
-    with pytest.raises(FloatingPointError, match="step 3 of 5"):
+    with pytest.raises(FloatingPointError, match="step 4 of 5"):
         run(score=score)
     calls = []  # the first evaluation of MALA is at the start
-    with pytest.raises(FloatingPointError, match="step 2 of 5"):
+    with pytest.raises(FloatingPointError, match="step 3 of 5"):
         adjusted(score=score)
     with pytest.raises(FloatingPointError, match="the start"):
         adjusted(score=lambda x: torch.full_like(x, bad))

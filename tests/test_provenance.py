@@ -11,7 +11,6 @@ from ncsn_core import provenance
 from ncsn_core.book import provenance as book
 
 
-
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A repository of its own, of one commit, that the package seems to lie in."""
@@ -88,7 +87,7 @@ def test_without_a_checkout_or_git_there_is_a_version_and_no_commit(tmp_path, mo
 
 
 def test_a_package_that_is_not_installed_has_no_version():
-    assert provenance.package_version("torch") == torch.__version__
+    assert torch.__version__.startswith(provenance.package_version("torch"))
     assert provenance.package_version("no-such-package") == "unknown"
 
 

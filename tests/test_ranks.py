@@ -196,6 +196,43 @@ def test_errors_of_lost_connections_become_one_and_others_stay(monkeypatch):
         raise RuntimeError("shape mismatch")
 
 
+@pytest.mark.parametrize("other", [True, False])
+def test_a_flag_is_up_in_all_ranks_only_if_it_is_up_in_each(monkeypatch, other):
+    def with_the_other_rank(tensor, operation):
+        assert operation == dist.ReduceOp.MIN
+        tensor.clamp_(max=float(other))
+
+    assert ranks.all_of(other) is other  # by itself
+    launched(monkeypatch, 0, 2)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", with_the_other_rank)
+    assert ranks.all_of(True) is other
+    assert ranks.all_of(False) is False
+
+
+def test_the_first_rank_reports_when_the_launcher_is_gone(monkeypatch):
+    def gone(*_, **__):
+        raise dist.DistNetworkError("The client socket has failed to connect")
+
+    monkeypatch.setattr(dist, "TCPStore", gone)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    reports = []
+    for rank in range(3):
+        launched(monkeypatch, rank, 3)
+        reports.append(ranks.first_to_report())
+    assert reports == [True, False, False]
+
+
+def test_a_batch_of_another_process_that_cannot_be_seen_is_named(record, tmp_path, monkeypatch):
+    launched(monkeypatch, 0, 2)
+    monkeypatch.setattr(ranks, "wait", lambda: None)
+    options = {"batch_size": 2, "steps_per_level": 1, "folder": tmp_path / "samples"}
+    with pytest.raises(NCSNError, match="batch 1, which another process has drawn, is not in"):
+        generate(record.score(), (1, 28, 28), 4, progress=False, **options)
+    assert (tmp_path / "samples" / "batch_00000_of_2").is_dir()
+
+
 def test_several_processes_need_a_folder_for_their_samples(record, monkeypatch):
     launched(monkeypatch, 0, 2)
     with pytest.raises(NCSNError, match="through a folder"):

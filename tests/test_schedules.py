@@ -180,6 +180,12 @@ def test_matched_ratio_is_the_published_one(dimension, ratio):
     assert overlap(matched_ratio(dimension), dimension) == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize(("dimension", "share"), [(8, 0.5), (8, 0.01), (20, 0.1)])
+def test_matched_ratio_may_be_far_above_two_in_few_dimensions(dimension, share):
+    ratio = matched_ratio(dimension, share)
+    assert overlap(ratio, dimension) == pytest.approx(share, abs=1e-6)
+
+
 def test_the_levels_of_ncsn_share_nothing_by_this_measure():
     assert overlap(1.668, 784) < 1e-6
     assert overlap(1.0, 784) > 0.99

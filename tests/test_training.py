@@ -573,7 +573,9 @@ def test_compiling_needs_a_gpu_that_triton_knows(monkeypatch, capability, expect
 
 
 def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if "clang" in name else None)
+    monkeypatch.setattr(
+        shutil, "which", lambda name: f"/usr/bin/{name}" if "clang" in name else None
+    )
     assert training.can_compile(torch.device("cpu"))
     assert not training.can_compile(torch.device("mps"))
     monkeypatch.setattr(shutil, "which", lambda name: None)

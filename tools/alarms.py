@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import chapters  # noqa: E402  (of the tests)
 
-SEEDS = {  # those that a chapter takes; fewer where it trains networks or runs large ones
+SEEDS = {  # fewer where a chapter takes more than five seconds, trains networks or runs large ones
     "01_generative_models": 30,
-    "02_score_matching": 300,
+    "02_score_matching": 100,
     "03_trace_jacobian_cost": 300,
     "04_denoising_score_matching": 300,
     "06_langevin_dynamics": 300,
@@ -33,7 +33,7 @@ SEEDS = {  # those that a chapter takes; fewer where it trains networks or runs 
     "09_slow_mixing": 300,
     "10_ncsn": 3,
     "12_experiments": 30,
-    "13_inpainting": 300,
+    "13_inpainting": 100,
 }
 TRAINED = ("10_ncsn",)
 SMALL = {"channels": 8, "steps": 3000, "batch_size": 32}

@@ -74,7 +74,7 @@ def counted(alarms: dict[str, Any]) -> dict[str, Any]:
                 room = min(abs(mean - end) for end in (band.min, band.max) if end is not None)
                 table.setdefault(chapter, {})[name] = {
                     "runs": len(values),
-                    "failed": sum(not row[name][1] for row in runs.values()),
+                    "failed": sum(not band.contains(value) for value in values),
                     "room": room / deviation,
                 }
     return table
