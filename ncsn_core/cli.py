@@ -389,7 +389,11 @@ def main() -> None:
         cli.add_command(book)
     except ImportError as error:
         missing = error.name
-        cli.add_command(click.Command("book", callback=lambda: _no_book(missing)))
+        anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+        advice = click.Command(
+            "book", callback=lambda: _no_book(missing), context_settings=anything
+        )
+        cli.add_command(advice)
     try:
         code = cli(prog_name="ncsn", standalone_mode=False)
         ranks.leave()

@@ -64,7 +64,7 @@ def test_a_card_says_what_a_run_started_from_and_that_nothing_was_averaged(recor
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")]
+    ("seconds", "text"), [(89.0, "89 s"), (90.0, "2 min"), (5399.0, "90 min"), (5400.0, "1.5 h")]
 )
 def test_a_card_names_the_time_in_a_unit_that_fits(seconds, text):
     record = checkpoints.load(checkpoints.available("classifier")[0])

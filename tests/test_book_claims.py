@@ -267,9 +267,8 @@ def test_a_verdict_that_was_read_back_shows_its_line_and_one_of_check_not_again(
     capsys.readouterr()
     checked._ipython_display_()
     assert capsys.readouterr().out == ""
-    claims.collect([executed], books.load_ledger(REPOSITORY / "book" / "claims.yml"))[
-        0
-    ]._ipython_display_()
+    book = books.load_ledger(REPOSITORY / "book" / "claims.yml")
+    claims.collect([executed], book)[0]._ipython_display_()
     line = "the slope of log ‖s‖ against log σ is within [−1.1, −0.9]."
     assert capsys.readouterr().out == f"Claim 16 holds: {line}\n"
 

@@ -127,6 +127,8 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
     assert fill("{promise}`coverage:lines`", book, PAGE) == "95.1"
     with pytest.raises(BookError, match="has measured no 'age' of 'coverage'"):
         fill("{promise}`coverage:age`", book, PAGE)
+    with pytest.raises(BookError, match="has measured no 'patience'"):
+        fill("{promise}`patience:hours`", book, PAGE)
     text = fill("<!-- ncsn: determinism -->", book, PAGE)
     assert "* - training, float32, eager\n  - equal\n  - equal\n  - equal" in text
     assert "* - sampling, bfloat16, eager\n  - equal\n  - –\n  - to 0.012" in text
@@ -154,6 +156,7 @@ def test_surviving_mutants_stand_with_their_change_and_our_judgement(book, promi
 def test_outputs_that_are_not_compared_are_counted(book):
     (cell,) = (c for c in book.notebooks[CHAPTER].cells if c.cell_type == "code")
     assert "0 of 1 outputs are not compared (0%)" in fill("<!-- ncsn: ignored -->", book, PAGE)
+    assert "0 of 0 outputs" in fill("<!-- ncsn: ignored -->", Book(book.table, {}), PAGE)
     cell.metadata["tags"] = ["nbval-ignore-output"]
     text = fill("<!-- ncsn: ignored -->", book, PAGE)
     assert "1 of 1 outputs are not compared (100%)" in text

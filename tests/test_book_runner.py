@@ -426,8 +426,7 @@ def test_a_kernel_that_does_not_start_is_no_fault_of_a_cell(root, monkeypatch, e
         runner.execute(root, CHAPTER)
     assert "cell" not in str(failure.value)
     assert failure.value.partial == Path("_build/executed/failed") / CHAPTER
-    left = [path for path in cache.executed_path(root, CHAPTER).parent.iterdir()]
-    assert left == []
+    assert list(cache.executed_path(root, CHAPTER).parent.iterdir()) == []
 
 
 def test_a_disk_too_full_for_the_partial_output_still_reports_what_failed(root, monkeypatch):

@@ -348,9 +348,10 @@ def test_what_another_process_has_reported_is_not_said_again(ncsn, monkeypatch):
 def test_without_the_books_tools_the_command_says_how_to_get_them(ncsn, monkeypatch):
     monkeypatch.setattr(cli.cli, "commands", dict(cli.cli.commands))
     monkeypatch.setitem(sys.modules, "ncsn_core.book.cli", None)
-    code, _, err = ncsn("book")
-    assert code == 1
-    assert "pip install 'ncsn-core[book]'" in err
+    for command in (["book"], ["book", "html"], ["book", "build", "--force"]):
+        code, _, err = ncsn(*command)
+        assert code == 1
+        assert "pip install 'ncsn-core[book]'" in err
     code, out, _ = ncsn("models")  # the others work
     assert code == 0
     assert "mnist:" in out

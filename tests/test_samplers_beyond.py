@@ -100,6 +100,15 @@ def test_points_on_the_flow_do_not_know_of_each_other(method):
 
 
 @every
+def test_no_gradients_are_recorded(sampler):
+    weight = torch.ones((), requires_grad=True)
+    sigmas = geometric_ladder(1.0, 0.1, 6)
+    assert not sampler(
+        lambda x, s: weight * gaussian(x, s), torch.randn(3, 2), sigmas
+    ).requires_grad
+
+
+@every
 def test_every_update_is_shown(sampler):
     seen, sigmas = [], geometric_ladder(1.0, 0.1, 6)
     sampler(gaussian, torch.randn(3, 2), sigmas, callback=seen.append)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scores import without_type_checks
 
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import (
@@ -67,6 +68,7 @@ def test_a_single_level_is_a_ladder_when_its_ends_agree():
         (1.0, 1.0, 2, "decrease"),
         (1.0, 0.0, 10, "positive"),
         (1.0, -0.01, 10, "positive"),
+        (0.0, 0.01, 10, "positive"),
         (-1.0, -2.0, 10, "positive"),
         (INF, 0.01, 10, "finite"),
         (NAN, 0.01, 10, "finite"),
@@ -79,6 +81,11 @@ def test_a_single_level_is_a_ladder_when_its_ends_agree():
 def test_ladders_that_are_refused(first, last, levels, complaint):
     with pytest.raises(ValueError, match=complaint):
         geometric_ladder(first, last, levels)
+
+
+def test_a_number_of_levels_is_whole():
+    with without_type_checks(), pytest.raises(ValueError, match="whole number of levels"):
+        geometric_ladder(1.0, 0.01, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -167,11 +174,23 @@ def test_a_karras_ladder_of_large_power_is_geometric():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"first": 0.001}, {"last": 0.0}, {"levels": 1}, {"power": 0.0}, {"first": math.inf}]
+    "bad",
+    [
+        {"first": 0.001},
+        {"first": 0.01},
+        {"last": 0.0},
+        {"levels": 1},
+        {"power": 0.0},
+        {"first": math.inf},
+    ],
 )
 def test_impossible_karras_ladders_are_refused(bad):
-    with pytest.raises(ValueError, match="first > last"):
+    with pytest.raises(ValueError, match="needs first > last"):
         karras_ladder(**bad)
+
+
+def test_the_shortest_karras_ladder_is_its_ends():
+    assert karras_ladder(8.0, 0.5, 2).tolist() == [8.0, 0.5]
 
 
 @pytest.mark.parametrize(("dimension", "ratio"), [(784, 1.082), (3072, 1.040)])

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nbformat import NotebookNode
 from scipy.stats import binomtest
@@ -111,10 +112,10 @@ def _rows(number: str, part: str | None, book: Book, page: Path) -> list[Row]:
 
 
 def _promise(name: str, key: str, page: Path) -> str:
-    metrics = checkpoints.results("promises").metrics
-    if key not in metrics.get(name, {}):
+    found = _stress(name)
+    if key not in found:
         raise BookError(f"{page}: `make stress` has measured no {key!r} of {name!r}")
-    value = metrics[name][key]
+    value = found[key]
     if isinstance(value, dict):
         return ", ".join(f"{count} {kind}" for kind, count in value.items())
     return f"{value:,}" if isinstance(value, int) else number_text(value, digits=3)
@@ -257,6 +258,15 @@ def _records(book: Book) -> str:
     )
 
 
+def _stress(name: str) -> Mapping[str, Any]:
+    """What `make stress` has measured under a name."""
+    metrics = checkpoints.results("promises").metrics
+    if name not in metrics:
+        raise BookError(f"`make stress` has measured no {name!r}")
+    found: Mapping[str, Any] = metrics[name]
+    return found
+
+
 def _determinism(book: Book) -> str:
     """What is the same to the last bit, by what is computed and how."""
     table = []
@@ -300,7 +310,7 @@ def _planted(book: Book) -> str:
 def _alarms(book: Book) -> str:
     """How often each claim failed with other random numbers."""
     table = []
-    for chapter, claims in checkpoints.results("promises").metrics["false alarms"].items():
+    for chapter, claims in _stress("false alarms").items():
         for name, found in claims.items():
             interval = binomtest(found["failed"], found["runs"]).proportion_ci()
             ends = (f"{100 * end:.1f}" for end in (interval.low, interval.high))
@@ -319,7 +329,7 @@ def _alarms(book: Book) -> str:
 def _survivors(book: Book) -> str:
     """The mutants that no test noticed, and what we think of each."""
     table = []
-    for found in checkpoints.results("promises").metrics["mutants"]["survivors"]:
+    for found in _stress("mutants")["survivors"]:
         lines = (html.escape(line[1:].strip()) for line in found["change"])
         code = "<br>".join(f"<code>{line}</code>" for line in lines)
         table.append((f"`{found['module']}`", code, found["judgement"]))
@@ -344,7 +354,7 @@ def _ignored(book: Book) -> str:
         if volatile:
             table.append((_chapter(page.stem, book), str(len(volatile)), str(len(cells))))
     return _table(
-        f"{ignored} of {outputs} outputs are not compared ({ignored / outputs:.0%}).",
+        f"{ignored} of {outputs} outputs are not compared ({ignored / max(outputs, 1):.0%}).",
         ("Notebook", "Not compared", "Outputs"),
         table,
         name="tab-ignored",
