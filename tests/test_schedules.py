@@ -65,7 +65,7 @@ def test_a_single_level_is_a_ladder_when_its_ends_agree():
         (1.0, 0.01, 0, "1 to 100,000"),
         (1.0, 0.01, -3, "1 to 100,000"),
         (0.01, 1.0, 10, "decrease"),
-        (1.0, 1.0, 2, "decrease"),
+        (1.0, 1.0, 2, "first > last"),
         (1.0, 0.0, 10, "positive"),
         (1.0, -0.01, 10, "positive"),
         (0.0, 0.01, 10, "positive"),

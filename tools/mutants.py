@@ -4,7 +4,9 @@
 
 draws so many of Cosmic Ray's mutants at random, runs the fast tests of the mutated module on each,
 and writes how many were killed and which survived.  Those of type annotations, which nothing runs,
-and those that are no Python any more, are left out.  A run that was interrupted is continued.
+and those that are no Python any more, are left out.  A run that was interrupted is continued.  With
+`--again` the survivors are tried once more, for which tests have been written since; the share of
+all mutants is still estimated from the first time.
 """
 
 import argparse
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="copies at a time, one core each")
+    parser.add_argument("--again", action="store_true", help="try the survivors once more")
     parser.add_argument("--out", type=Path, default=ROOT / "_build" / "stress" / "mutants.json")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -203,7 +206,8 @@ def main() -> None:
     if options.out.exists():
         for row in json.loads(options.out.read_text())["mutants"]:
             done[Mutant(row["module"], row["operator"], row["occurrence"], row["line"])] = row
-    wanted = [mutant for mutant in drawn if mutant not in done]
+    survivors = {m for m, row in done.items() if options.again and row["outcome"] == "survived"}
+    wanted = [mutant for mutant in drawn if mutant not in done or mutant in survivors]
     print(f"{options.count} of {len(everything)} mutants; {len(done)} are examined already")
 
     load_libraries()
@@ -218,7 +222,7 @@ def main() -> None:
         mutant, row = results.get()
         if mutant is None:
             sys.exit(row)
-        done[mutant] = row
+        done[mutant] = row | {"first": done.get(mutant, row)["outcome"]}
         place = f"{row['module']}:{row['line']}"
         print(f"{len(done)}: {row['outcome']}: {place} {row['change']}", flush=True)
         write(options, everything, done)
@@ -243,12 +247,14 @@ def work(tasks: Queue, results: Queue) -> None:
 
 
 def summary(rows: list[dict[str, object]]) -> dict[str, float]:
-    """How many were killed, with the 95 % interval of Wilson for all mutants."""
-    killed = sum(str(row["outcome"]).startswith("killed") for row in rows)
+    """How many were killed the first time, with the interval for all mutants, and how many now."""
+    killed = sum(str(row["first"]).startswith("killed") for row in rows)
+    now = sum(str(row["outcome"]).startswith("killed") for row in rows)
     interval = binomtest(killed, len(rows)).proportion_ci(method="wilson")
     return {
         "examined": len(rows),
         "killed": killed,
+        "killed now": now,
         "rate": killed / len(rows),
         "low": float(interval.low),
         "high": float(interval.high),
