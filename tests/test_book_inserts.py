@@ -104,7 +104,10 @@ def promises(tmp_path, monkeypatch):
             "lines": ["y = x", "y = z"],
             "failed": ["16"],
         },
-        "false alarms": {"10_ncsn": {"16": {"failed": 1, "runs": 40, "room": 2.345}}},
+        "false alarms": {
+            "02_score_matching": {"4": {"failed": 0, "runs": 3, "room": None}},
+            "10_ncsn": {"16": {"failed": 1, "runs": 40, "room": 2.345}},
+        },
         "mutants": {
             "survivors": [
                 {
@@ -142,6 +145,7 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
 def test_false_alarms_have_the_interval_of_their_rate(book, promises):
     """Clopper & Pearson: for 1 of 40, 0.06 % to 13.16 %."""
     text = fill("<!-- ncsn: alarms -->", book, PAGE)
+    assert "* - 4\n  - 02_score_matching\n  - 0 of 3\n  - 0.0 to 70.8 %\n  - –\n" in text
     row = text.split("* - ")[-1].splitlines()
     assert row[0] == "16"
     assert row[2:5] == ["  - 1 of 40", "  - 0.1 to 13.2 %", "  - 2.3"]

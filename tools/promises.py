@@ -20,6 +20,7 @@ from ncsn_core.checkpoints import RESULTS
 ROOT = Path(__file__).parents[1]
 FOUND = ROOT / "_build" / "stress"
 COVERAGE = ROOT / "_build" / "coverage" / "report.json"
+ENOUGH = 20  # runs, to speak of a standard deviation
 SURVIVORS = ROOT / "tools" / "survivors.json"
 
 
@@ -75,7 +76,7 @@ def counted(alarms: dict[str, Any]) -> dict[str, Any]:
                 table.setdefault(chapter, {})[name] = {
                     "runs": len(values),
                     "failed": sum(not band.contains(value) for value in values),
-                    "room": room / deviation,
+                    "room": room / deviation if len(values) >= ENOUGH else None,
                 }
     return table
 

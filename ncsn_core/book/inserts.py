@@ -315,7 +315,8 @@ def _alarms(book: Book) -> str:
             interval = binomtest(found["failed"], found["runs"]).proportion_ci()
             ends = (f"{100 * end:.1f}" for end in (interval.low, interval.high))
             row = (name, _chapter(chapter, book), f"{found['failed']} of {found['runs']}")
-            table.append((*row, f"{' to '.join(ends)} %", number_text(found["room"], digits=2)))
+            room = "–" if found["room"] is None else number_text(found["room"], digits=2)
+            table.append((*row, f"{' to '.join(ends)} %", room))
     return _table(
         "Claims with other random numbers: how often each failed, the 95 % interval of its rate, "
         "and the distance from its mean to the nearer end of its band.",
