@@ -137,9 +137,8 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
     assert "* - sampling, bfloat16, eager\n  - equal\n  - –\n  - to 0.012" in text
     text = fill("<!-- ncsn: planted -->", book, PAGE)
     assert "* - less\n  - {doc}" in text
-    assert "\n  - `schedules.py`\n  - <code>x &lt; 1" in text
-    assert "\n  - the chapter\n  - <code>y = x" in text
-    assert "<code>x &lt; 1</code><br><code>x &lt;= 1</code>\n  - 16, 24 annealing" in text
+    assert "10_ncsn>` `schedules.py`\n  - `x < 1`<br>`x <= 1`\n  - 16, 24 annealing" in text
+    assert "10_ncsn>`\n  - `y = x`" in text
 
 
 def test_false_alarms_have_the_interval_of_their_rate(book, promises):
@@ -153,7 +152,7 @@ def test_false_alarms_have_the_interval_of_their_rate(book, promises):
 
 def test_surviving_mutants_stand_with_their_change_and_our_judgement(book, promises):
     text = fill("<!-- ncsn: survivors -->", book, PAGE)
-    change = "<code>if a &lt; b:</code><br><code>if a &lt;= b:</code>"
+    change = "`if a < b:`<br>`if a <= b:`"
     assert f"* - `schedules.py`\n  - {change}\n  - equivalent\n" in text
 
 

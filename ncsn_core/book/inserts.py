@@ -293,17 +293,18 @@ def _planted(book: Book) -> str:
     table = []
     for name, found in checkpoints.results("promises").metrics.items():
         if name.startswith("planted in "):
-            code = "<br>".join(f"<code>{html.escape(line)}</code>" for line in found["lines"])
-            where = f"`{found['where']}`" if found["where"] else "the chapter"
-            failed = ", ".join(found["failed"])
-            chapter = _chapter(found["chapter"], book)
-            table.append((found["name"], chapter, where, code, failed))
+            where = f" `{found['where']}`" if found["where"] else ""
+            chapter = _chapter(found["chapter"], book) + where
+            table.append(
+                (found["name"], chapter, _code(found["lines"]), ", ".join(found["failed"]))
+            )
     return _table(
-        "One wrong line each, and the claims that failed because of it.",
-        ("Defect", "Chapter", "Planted in", "Right and wrong", "Claims that fail"),
+        f"{len(table)} wrong lines, one at a time, and the claims that failed. A module is named "
+        "where the line is in the package.",
+        ("Defect", "Chapter", "Right and wrong", "Failed"),
         table,
         name="tab-planted",
-        widths="20 11 15 38 16",
+        widths="22 18 42 18",
     )
 
 
@@ -319,11 +320,11 @@ def _alarms(book: Book) -> str:
             table.append((*row, f"{' to '.join(ends)} %", room))
     return _table(
         "Claims with other random numbers: how often each failed, the 95 % interval of its rate, "
-        "and the distance from its mean to the nearer end of its band.",
-        ("Claim", "Chapter", "Failed", "Rate, 95 %", "Standard deviations to the end"),
+        "and the room between its mean and the nearer end of its band, in standard deviations.",
+        ("Claim", "Chapter", "Failed", "Rate, 95 %", "Room"),
         table,
         name="tab-alarms",
-        widths="24 18 18 20 20",
+        widths="28 20 20 20 12",
     )
 
 
@@ -331,8 +332,7 @@ def _survivors(book: Book) -> str:
     """The mutants that no test noticed, and what we think of each."""
     table = []
     for found in _stress("mutants")["survivors"]:
-        lines = (html.escape(line[1:].strip()) for line in found["change"])
-        code = "<br>".join(f"<code>{line}</code>" for line in lines)
+        code = _code([line[1:].strip() for line in found["change"]])
         table.append((f"`{found['module']}`", code, found["judgement"]))
     return _table(
         "The mutants that survived.",
@@ -397,6 +397,11 @@ def _table(
     for row in (header, *rows):
         lines += _row(*row)
     return "\n".join([*lines, "```"])
+
+
+def _code(lines: Sequence[str]) -> str:
+    """Lines of code in a cell of a table."""
+    return "<br>".join(f"`{line}`" for line in lines)
 
 
 def _row(*cells: str) -> list[str]:
