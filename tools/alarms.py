@@ -23,16 +23,17 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import chapters  # noqa: E402  (of the tests)
 
-SEEDS = {  # fewer where a chapter takes more than five seconds, trains networks or runs large ones
+SEEDS = {  # fewer where a chapter trains networks or runs large ones
     "01_generative_models": 4,
-    "02_score_matching": 36,
+    "02_score_matching": 300,
     "03_trace_jacobian_cost": 300,
     "04_denoising_score_matching": 300,
     "06_langevin_dynamics": 300,
     "07_manifold_hypothesis": 300,
     "09_slow_mixing": 300,
     "10_ncsn": 3,
-    "13_inpainting": 60,
+    "12_experiments": 10,
+    "13_inpainting": 300,
 }
 TRAINED = ("10_ncsn",)
 SMALL = {"channels": 8, "steps": 2000, "batch_size": 32}
