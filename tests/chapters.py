@@ -2,7 +2,7 @@
 
     python tests/chapters.py 02_score_matching '{"seed": 7}'
 
-prints the verdicts of the chapter's claims as JSON, [[claim, part, value, holds], ...].  Only the
+prints the verdicts of its claims as JSON, {"24 annealing": [value, holds], ...}.  Only the
 cells are run that a claim rests on; what they draw is thrown away.  A third argument, as JSON
 [right, wrong], replaces code of the chapter.
 """
@@ -42,8 +42,8 @@ def verdicts(
     *,
     whole: bool = False,
     live: bool = False,
-) -> list[tuple[int, str, float, bool]]:
-    """What the `claims.check` calls of a chapter find.
+) -> dict[str, tuple[float, bool]]:
+    """What the `claims.check` calls of a chapter find, by the names of the measurements.
 
     `whole` runs every cell, and `live` leaves out the claims about records of earlier runs.
     """
@@ -54,11 +54,14 @@ def verdicts(
     import matplotlib.pyplot as plt
 
     from ncsn_core.book import claims
+    from ncsn_core.book.ledger import measurement_name
 
-    found = []
-    claims._show = lambda verdict: found.append(
-        (verdict.claim, verdict.part, verdict.value, verdict.holds)
-    )
+    found = {}
+
+    def note(verdict: claims.Verdict) -> None:
+        found[measurement_name(verdict.claim, verdict.part)] = verdict.value, verdict.holds
+
+    claims._show = note
     plt.show = lambda *_, **__: plt.close("all")
     IPython.display.display = lambda *_, **__: None
     namespace: dict[str, Any] = {"__name__": "__main__"}

@@ -16,7 +16,7 @@ import chapters
 import pytest
 
 from ncsn_core.book import claims
-from ncsn_core.book.ledger import expected_to, load_ledger
+from ncsn_core.book.ledger import expected_to, load_ledger, measurements
 
 ROOT = Path(__file__).parents[1]
 CHAPTER = ""
@@ -573,8 +573,8 @@ def verdicts(planted: Defect, folder: Path) -> dict[str, bool]:
         where["PYTHONPATH"] = str(copy_with(planted, folder))
     done = subprocess.run(command, env=os.environ | where, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout.splitlines()[-1])
-    return {f"{number} {part}".strip(): holds for number, part, _, holds in rows}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {name: holds for name, (_, holds) in found.items()}
 
 
 @pytest.mark.stress
@@ -595,11 +595,7 @@ def test_a_planted_defect_fails_the_chapters_own_check(planted, tmp_path, figure
 
 
 def test_every_defect_names_lines_that_exist_and_claims_of_the_chapter():
-    names = {
-        f"{claim.id} {part}".strip(): claim.chapter
-        for claim in load_ledger().values()
-        for part in claim.parts
-    }
+    known = measurements()
     for planted in DEFECTS:
         if planted.module == CHAPTER:
             cells = chapters.code_cells(planted.chapter)
@@ -608,7 +604,7 @@ def test_every_defect_names_lines_that_exist_and_claims_of_the_chapter():
             source = (ROOT / "ncsn_core" / f"{planted.module}.py").read_text(encoding="utf-8")
         assert source.count(planted.right) == 1, planted.name
         for name in planted.fails:
-            assert names[name] == planted.chapter
+            assert known[name][0].chapter == planted.chapter
 
 
 def test_every_claim_that_holds_is_spoiled_by_a_defect():

@@ -68,9 +68,7 @@ def run(wanted: tuple[str, int]) -> tuple[str, int, Found]:
     if chapter in TRAINED:
         parameters["checkpoint"] = str(small_network(seed))
     give_other_numbers(seed)
-    verdicts = chapters.verdicts(chapter, parameters, live=True)
-    named = {f"{claim} {part}".strip(): (value, holds) for claim, part, value, holds in verdicts}
-    return chapter, seed, named
+    return chapter, seed, chapters.verdicts(chapter, parameters, live=True)
 
 
 def small_network(seed: int) -> Path:

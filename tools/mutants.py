@@ -226,7 +226,6 @@ def main() -> None:
         place = f"{row['module']}:{row['line']}"
         print(f"{len(done)}: {row['outcome']}: {place} {row['change']}", flush=True)
         write(options, everything, done)
-    write(options, everything, done)
     print(json.dumps(summary(list(done.values())), indent=1))
 
 

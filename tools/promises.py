@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ncsn_core import checkpoints, provenance
-from ncsn_core.book.ledger import expected_to, load_ledger
+from ncsn_core.book.ledger import expected_to, measurements
 from ncsn_core.checkpoints import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -60,18 +60,14 @@ def counted(alarms: dict[str, Any]) -> dict[str, Any]:
     The room is the distance from the mean to the nearer end of the band, in standard deviations.
     Claims that no random number of the run changes are left out.
     """
-    bands = {
-        f"{claim.id} {part}".strip(): measurement.accept
-        for claim in load_ledger().values()
-        for part, measurement in claim.parts.items()
-    }
+    expected = expected_to("holds")
     table: dict[str, Any] = {}
     for chapter, runs in sorted(alarms.items()):
-        for name in sorted(next(iter(runs.values())).keys() & expected_to("holds")):
+        for name in sorted(next(iter(runs.values())).keys() & expected):
             values = [row[name][0] for row in runs.values()]
             mean, deviation = statistics.mean(values), statistics.pstdev(values)
             if deviation > 1e-9 * abs(mean):
-                band = bands[name]
+                band = measurements()[name][1].accept
                 room = min(abs(mean - end) for end in (band.min, band.max) if end is not None)
                 table.setdefault(chapter, {})[name] = {
                     "runs": len(values),

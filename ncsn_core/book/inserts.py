@@ -61,7 +61,7 @@ def fill(text: str, book: Book, page: Path) -> str:
         if name == "claims":
             return _count(argument, book, page)
         if name == "promise":
-            return _promise(argument, part, page)
+            return named(_promise, argument, part)
         rows = _rows(argument, part, book, page)
         if name == "claim":
             return f"{{ref}}`claim {argument} ({status_of(rows)}) <claim-{argument}>`"
@@ -75,7 +75,13 @@ def fill(text: str, book: Book, page: Path) -> str:
     def block(match: re.Match[str]) -> str:
         if match[1] not in BLOCKS:
             raise BookError(f"{page}: no block is called {match[1]!r}: {', '.join(BLOCKS)}")
-        return BLOCKS[match[1]](book)
+        return named(BLOCKS[match[1]], book)
+
+    def named(make: Callable[..., str], *arguments: Any) -> str:
+        try:
+            return make(*arguments)
+        except BookError as error:
+            raise BookError(f"{page}: {error}") from error
 
     return BLOCK.sub(block, ROLE.sub(role, text))
 
@@ -111,10 +117,10 @@ def _rows(number: str, part: str | None, book: Book, page: Path) -> list[Row]:
     return found
 
 
-def _promise(name: str, key: str, page: Path) -> str:
+def _promise(name: str, key: str) -> str:
     found = _stress(name)
     if key not in found:
-        raise BookError(f"{page}: `make stress` has measured no {key!r} of {name!r}")
+        raise BookError(f"`make stress` has measured no {key!r} of {name!r}")
     value = found[key]
     if isinstance(value, dict):
         return ", ".join(f"{count} {kind}" for kind, count in value.items())
@@ -267,18 +273,24 @@ def _stress(name: str) -> Mapping[str, Any]:
     return found
 
 
+def _all_stress(kind: str) -> dict[str, Mapping[str, Any]]:
+    """What `make stress` has measured under all names of a kind, by the rest of the name."""
+    metrics = checkpoints.results("promises").metrics
+    return {
+        name.removeprefix(kind): found for name, found in metrics.items() if name.startswith(kind)
+    }
+
+
 def _determinism(book: Book) -> str:
     """What is the same to the last bit, by what is computed and how."""
     table = []
-    for name, found in checkpoints.results("promises").metrics.items():
-        if name.startswith("determinism of "):
-            words = ["equal" if found.get(key) else "–" for key in ("again", "resumed")]
-            apart = found["threads"]
-            words.append("equal" if apart == 0 else f"to {number_text(apart, digits=2)}")
-            what = name.removeprefix("determinism of ")
-            for fabrics, ours in (("32-true", "float32"), ("bf16-mixed", "bfloat16")):
-                what = what.replace(fabrics, ours)
-            table.append((what, *words))
+    for what, found in _all_stress("determinism of ").items():
+        words = ["equal" if found.get(key) else "–" for key in ("again", "resumed")]
+        apart = found["threads"]
+        words.append("equal" if apart == 0 else f"to {number_text(apart, digits=2)}")
+        for fabrics, ours in (("32-true", "float32"), ("bf16-mixed", "bfloat16")):
+            what = what.replace(fabrics, ours)
+        table.append((what, *words))
     return _table(
         "On one CPU, the same seed: equal to the last bit, or how far apart.",
         ("Computation", "Again", "Resumed", "One thread"),
@@ -291,13 +303,10 @@ def _determinism(book: Book) -> str:
 def _planted(book: Book) -> str:
     """The defects that were planted, and the claims that then failed."""
     table = []
-    for name, found in checkpoints.results("promises").metrics.items():
-        if name.startswith("planted in "):
-            where = f" `{found['where']}`" if found["where"] else ""
-            chapter = _chapter(found["chapter"], book) + where
-            table.append(
-                (found["name"], chapter, _code(found["lines"]), ", ".join(found["failed"]))
-            )
+    for found in _all_stress("planted in ").values():
+        where = f" `{found['where']}`" if found["where"] else ""
+        chapter = _chapter(found["chapter"], book) + where
+        table.append((found["name"], chapter, _code(found["lines"]), ", ".join(found["failed"])))
     return _table(
         f"{len(table)} wrong lines, one at a time, and the claims that failed. A module is named "
         "where the line is in the package.",

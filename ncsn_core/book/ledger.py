@@ -101,17 +101,26 @@ def load_ledger(path: Path | None = None) -> dict[int, Claim]:
     return _parse(path.read_text(encoding="utf-8"))
 
 
-def expected_to(outcome: str) -> set[str]:
-    """Return the measurements that are expected to be so ("holds", "fails", "not measured").
+def measurement_name(claim_id: int, part: str) -> str:
+    """Return the number of a claim, and its part where it has several: "16", "24 annealing"."""
+    return f"{claim_id} {part}".strip()
 
-    Each by the number of its claim, and its part where there are several: "16", "24 annealing".
-    """
+
+def measurements() -> dict[str, tuple[Claim, Measurement]]:
+    """Return every measurement of the ledger with its claim, by `measurement_name`."""
     return {
-        f"{claim.id} {part}".strip()
+        measurement_name(claim.id, part): (claim, measurement)
         for claim in load_ledger().values()
         for part, measurement in claim.parts.items()
-        if measurement.expected == outcome
     }
+
+
+def expected_to(outcome: str) -> set[str]:
+    """Return the names of the measurements that are expected to be so.
+
+    `outcome` is "holds", "fails" or "not measured".
+    """
+    return {name for name, (_, found) in measurements().items() if found.expected == outcome}
 
 
 @functools.lru_cache(maxsize=4)
