@@ -6,11 +6,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := notebooks/*.ipynb notebooks/training/*.ipynb
+# What measures time has the machine for itself, after the others.
+TIMED := notebooks/03_trace_jacobian_cost.ipynb notebooks/05_sliced_score_matching.ipynb \
+	notebooks/training/measure_costs.ipynb
 ARGS ?=
 UPGRADE ?=
+# Workers of the tests, each with one thread: two processes of two threads on two cores are ten times
+# slower than one.
+WORKERS ?= 2
 
 # Like pip, uv then trusts the certificates that the machine trusts.
 export UV_SYSTEM_CERTS ?= 1
+
+ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+APART := browser or colab or stress
+CHECKED := --jaxtyping-packages=ncsn_core,beartype.beartype --timeout=300
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600
 
 step = @printf '\n== %s\n' '$(1)'
 
@@ -69,11 +80,13 @@ environment: $(INSTALLED) ## - environment.yml agrees with pyproject.toml
 
 unit: $(INSTALLED) ## - unit tests, shapes checked at run time (options in ARGS)
 	$(call step,unit: pytest with jaxtyping and beartype)
-	@$(BIN)/python -m pytest --jaxtyping-packages=ncsn_core,beartype.beartype --timeout=300 $(ARGS)
+	@$(ALONE) -n $(WORKERS) --dist loadfile -m 'not (serial or $(APART))' $(CHECKED) $(ARGS)
+	@$(BIN)/python -m pytest -m 'serial and not ($(APART))' $(CHECKED) $(ARGS)
 
 notebooks: $(INSTALLED) ## - nbval: execute the notebooks, compare with the stored outputs
 	$(call step,notebooks: nbval over the chapters and the training notebooks)
-	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+	@$(ALONE) -n $(WORKERS) --dist loadfile $(NBVAL) $(filter-out $(TIMED),$(wildcard $(NOTEBOOKS)))
+	@$(BIN)/python -m pytest $(NBVAL) $(TIMED)
 
 strict: $(INSTALLED) ## - build the site from the stored outputs, warnings being errors
 	$(call step,strict: the site from the stored outputs)

@@ -13,6 +13,9 @@ from ncsn_core.samplers import annealed_langevin
 from ncsn_core.schedules import geometric_ladder
 
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.serial
+
 EAGER = Path(False, "32-true")
 
 

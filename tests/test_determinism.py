@@ -16,6 +16,7 @@ from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
 
+pytestmark = pytest.mark.serial  # two threads and one
 STEPS = 12
 # How far losses and samples may be apart when another number of threads adds up in another order.
 TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 3e-2}

@@ -248,6 +248,7 @@ print("agree")
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_compiled_normalization_agrees_with_the_eager_one():
     """In a process of its own: the compiler cannot see through run-time shape checks."""
     if not can_compile(torch.device("cpu")):
