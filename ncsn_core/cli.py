@@ -252,7 +252,9 @@ def evaluate(
     model = checkpoints.load(checkpoint)
     budget = load_evaluation_budget(profile)
     target = training.pick_device(device)
-    fuse = profile != "smoke" and training.can_compile(target)
+    count = count or budget.samples
+    calls = -(-count // budget.batch_size) * len(model.sigmas) * budget.steps_per_level
+    fuse = training.worth_compiling(target, calls)
     score = model.score(target, autocast=preferred_autocast(target), fuse=fuse)
     name, size = model.config["dataset"], model.config["image_size"]
     extractor = load_extractor(name, target, weights=inception_weights, download=download)
@@ -261,7 +263,6 @@ def evaluate(
         reference = reference[:2000]
     held_out = data.load_images(name, "test", download=download, size=size)
 
-    count = count or budget.samples
     origin = f"{model.name}-{model.weights_sha256[:8]}"
     folder = folder or Path("runs") / f"samples-{origin}-{profile}-{epsilon:g}-{seed}"
     samples = generate(

@@ -42,7 +42,11 @@ class TrainingConfig:
         steps, batch_size: length of the run; images a step, over all devices together.
         learning_rate: Adam's, at the start.
         rate_schedule: "constant", or "cosine" down to zero at the last step.
-        ema_decay: decay per step of the weights' exponential moving average; 0 for none.
+        decay_steps: how many steps at the end of a constant rate let it fall to zero, in a straight
+            line.  A run may be planned without them and get them with its last change of `steps`,
+            so that nobody has to know at the start how long it will be.
+        ema_decay: decay per step of the weights' exponential moving average, which the first steps
+            approach from below, see `ncsn_core.training.averaging_decay`; 0 for none.
         gradient_clip: largest gradient norm; None for no clipping, as in the paper.
         weight_power: λ(σ) = σ^power.
         log_every, checkpoint_every: in steps; the second is a multiple of the first.
@@ -70,6 +74,7 @@ class TrainingConfig:
     batch_size: int
     learning_rate: float = 1e-3
     rate_schedule: str
+    decay_steps: int = 0
     ema_decay: float
     gradient_clip: float | None = None
     weight_power: float = 2.0
@@ -101,6 +106,12 @@ class TrainingConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, getattr(self, name), known)
+        longest = self.steps if self.rate_schedule == "constant" else 0
+        if not 0 <= self.decay_steps <= longest:
+            raise ValueError(
+                f"decay_steps must be in [0, {longest}], at {self.steps} steps of a "
+                f"{self.rate_schedule} rate; got {self.decay_steps}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay}")
         if self.seed < 0:

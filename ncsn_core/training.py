@@ -5,6 +5,7 @@ images, levels and noise come from generators seeded by (seed, k).  A run that w
 anywhere continues from its last checkpoint with the losses that it would have had.
 """
 
+import copy
 import functools
 import math
 import shutil
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ncsn_core import checkpoints, provenance, ranks
@@ -40,6 +42,8 @@ from ncsn_core.objectives import (
 
 ADVICE = "The last checkpoint is kept. Try a smaller learning_rate or a gradient_clip"
 Batch = tuple[int, Tensor, torch.Generator]
+COMPILING_REPAYS = 1000  # training steps or evaluations of a batch; it takes half a minute
+PLANNED = ("steps", "decay_steps")  # settings that may change while a run is under way
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
@@ -96,18 +100,54 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` has what it needs: Triton on a GPU, a C++ compiler on a CPU."""
+    """Whether `torch.compile` works: on a GPU that Triton knows, on a CPU with a C++ compiler.
+
+    Whether it does is tried, once, because a compiler may be there and broken.
+    """
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (7, 0)
+        return torch.cuda.get_device_capability(device) >= (7, 0) and _compiles(device)
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    return device.type == "cpu" and sys.platform != "win32" and compiler is not None
+    possible = device.type == "cpu" and sys.platform != "win32" and compiler is not None
+    return possible and _compiles(device)
+
+
+@functools.cache
+def _compiles(device: torch.device) -> bool:
+    """Whether a small function can be compiled; warns when it cannot."""
+    try:
+        torch.compile(torch.exp)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a compiler, its headers and its cache can do
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"going on without torch.compile, which fails here: {reason}", stacklevel=3)
+        return False
+    return True
+
+
+def worth_compiling(device: torch.device, calls: int) -> bool:
+    """Whether to compile for so many calls of a network: where that works and repays itself."""
+    return calls >= COMPILING_REPAYS and can_compile(device)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Adam's rate at a step: constant, or half a cosine from its start down to zero."""
+    """Adam's rate at a step, counted from 0.
+
+    Half a cosine down to zero, or constant and then down to zero in `decay_steps` (the
+    warmup-stable-decay schedule of Hu et al. 2024, without its warm-up).
+    """
     if config.rate_schedule == "constant":
-        return config.learning_rate
+        left = config.steps - step
+        return config.learning_rate * min(1.0, left / max(1, config.decay_steps))
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def averaging_decay(decay: float, step: int) -> float:
+    """The moving average's decay at a step, counted from 0: min(decay, step / (step + 9)).
+
+    The average begins as the first weights, and a young one forgets quickly: its memory is a tenth
+    of the run until it is 1 / (1 − decay) steps long.  With 0.999 from the start, the average
+    after 300 steps would still be the first weights to three quarters.
+    """
+    return min(decay, step / (step + 9))
 
 
 def train(
@@ -132,12 +172,13 @@ def train(
     Args:
         config: what to compute.
         folder: the run's folder.  Checkpoints replace each other in it; an unfinished run found
-            there is continued, a finished one returned.  More or fewer `steps` than planned before
-            are accepted, and the change of plan is recorded, because a cosine rate depends on it.
+            there is continued, a finished one returned.  Other `steps` and `decay_steps` than
+            planned before are accepted, and the change of plan is recorded.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: one of `PRECISIONS`.
-        compile: fuse the normalizations with `torch.compile`; None means where that is possible,
-            which it is not for a sliced objective or an energy.
+        compile: fuse the normalizations with `torch.compile`, which cannot be done for a sliced
+            objective or an energy.  None means as before where a run goes on, and in a new run
+            where it works and the run is long enough to repay it.
         data_root, download: see `ncsn_core.data.load_images`.
         minutes: stop after the first checkpoint beyond this many minutes, to be continued.
         start_from: a checkpoint whose weights a new run starts from, instead of random ones.  Which
@@ -149,8 +190,8 @@ def train(
         the configuration, the loss history and its provenance.
 
     Raises:
-        NCSNError: when `folder` holds a run that differs in more than `steps`, or another process
-            is training there; when the data is missing; when the batch cannot be divided among the
+        NCSNError: when `folder` holds a run that differs in more than these, or another process is
+            training there; when the data is missing; when the batch cannot be divided among the
             processes or one of them is gone; when a checkpoint cannot be written.
         NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
         KeyboardInterrupt: after finishing and saving the step that was under way.
@@ -165,7 +206,10 @@ def train(
     fabric = ranks.fabric(target, pick_precision(precision, target))
     images = _load(config, target, data_root, download)
     if compile is None:
-        compile = can_compile(target) and not config.differentiates_twice
+        calls = 0 if config.differentiates_twice else config.steps
+        compile = worth_compiling(target, calls)
+        if previous is not None:
+            compile = previous.provenance["fused"] and can_compile(target)
     elif compile and config.differentiates_twice:
         raise NCSNError("compiled normalizations have no second derivatives, which this needs")
     run = Run(config, fabric, target, share, compile)
@@ -276,7 +320,7 @@ def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     wanted = config.to_dict()
     # A setting that is newer than the run has its default.
     found = {field.name: field.default for field in fields(config)} | previous.config
-    changed = [k for k, v in wanted.items() if found.get(k) != v and k != "steps"]
+    changed = [k for k, v in wanted.items() if found.get(k) != v and k not in PLANNED]
     if changed:
         raise NCSNError(
             f"the folder {folder.name!r} holds a run with another configuration "
@@ -366,11 +410,7 @@ class Run:
         optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
         self.score = build_score(config.to_dict(), network, config.sigmas.to(device))
         self.loss, self.optimizer = fabric.setup(_Loss(self.score, config), optimizer)
-        self.average: nn.Module | None = None
-        if config.ema_decay:
-            self.average = AveragedModel(
-                network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
-            )
+        self.average = copy.deepcopy(network) if config.ema_decay else None
         self.step = 0
         self.whole = True  # False while a step is half done
         self.losses: list[Tensor] = []
@@ -382,8 +422,12 @@ class Run:
             "precision": str(fabric._precision.precision),
             "fused": fuse,
             "processes": fabric.world_size,
-            "plans": [{"from_step": 0, "steps": config.steps}],
+            "plans": [{"from_step": 0} | self.plan()],
         }
+
+    def plan(self) -> dict[str, int]:
+        """The settings that may change while a run is under way."""
+        return {name: getattr(self.config, name) for name in PLANNED}
 
     def advance(self, step: int, x: Tensor, generator: torch.Generator) -> None:
         """One optimizer step on the batch of step `step`."""
@@ -400,8 +444,9 @@ class Run:
         self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if isinstance(self.average, AveragedModel):
-            self.average.update_parameters(self.network)
+        if self.average is not None:
+            decay = averaging_decay(self.config.ema_decay, step)
+            update_average(self.average, self.network, decay)
         self.losses.append(loss.detach())
         self.step = step + 1
         self.whole = True
@@ -462,10 +507,9 @@ class Run:
         for name, slots in self.optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
                 state[f"optimizer.{names[name]}.{slot}"] = value
-        if isinstance(self.average, AveragedModel):
-            weights = _plain(self.average.module.state_dict())
+        if self.average is not None:
+            weights = _plain(self.average.state_dict())
             state |= {f"average.{k}": v for k, v in weights.items()}
-            state["averaged"] = self.average.n_averaged
         record = checkpoints.save(
             folder,
             {"weights": weights, "state": state},
@@ -483,8 +527,8 @@ class Run:
     def start_from(self, record: Record) -> None:
         """Take the weights of another run, whose averaged ones are the better start."""
         self.network.load_state_dict(record.tensors())
-        if isinstance(self.average, AveragedModel):
-            self.average.module.load_state_dict(record.tensors())
+        if self.average is not None:
+            self.average.load_state_dict(record.tensors())
         self.origin["started_from"] = {
             "name": record.name,
             "step": record.manifest["step"],
@@ -500,9 +544,8 @@ class Run:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
         self.network.load_state_dict(part("network."))
-        if isinstance(self.average, AveragedModel):
-            self.average.module.load_state_dict(part("average."))
-            self.average.n_averaged.copy_(state["averaged"])
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
         slots: dict[int, dict[str, Tensor]] = {}
         for i, (name, parameter) in enumerate(self.network.named_parameters()):
             # Fused Adam walks parameter and moments in memory order: give them one layout.
@@ -516,12 +559,18 @@ class Run:
         self.history = record.history
         self.seconds = record.provenance["seconds"]
         plans = record.provenance["plans"]
-        if plans[-1]["steps"] != self.config.steps:
-            plans = [*plans, {"from_step": self.step, "steps": self.config.steps}]
+        if {"decay_steps": 0} | plans[-1] != plans[-1] | self.plan():
+            plans = [*plans, {"from_step": self.step} | self.plan()]
         self.origin["plans"] = plans
         if "started_from" in record.provenance:
             self.origin["started_from"] = record.provenance["started_from"]
         self.clock = time.monotonic()
+
+
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """w̄ ← decay · w̄ + (1 − decay) · w, for all weights at once."""
+    update = get_ema_multi_avg_fn(decay)
+    update(list(average.parameters()), list(network.parameters()), torch.zeros(()))
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:

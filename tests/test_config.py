@@ -118,6 +118,8 @@ def test_a_value_of_another_type_is_refused(name, value, accepted):
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"checkpoint_every": -5}, "checkpoint_every must be at least 1"),
         ({"log_every": 4, "checkpoint_every": 10}, "multiple of log_every; got 10 and 4"),
+        ({"rate_schedule": "constant", "decay_steps": 31}, r"\[0, 30\], at 30 steps.*got 31"),
+        ({"rate_schedule": "cosine", "decay_steps": 1}, r"\[0, 0\], at 30 steps of a cosine rate"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
         ({"ema_decay": -0.1}, "ema_decay"),
         ({"ema_decay": math.nan}, "ema_decay"),

@@ -1,5 +1,6 @@
 """Training: exact resume, what stops a run, what is kept, and that it learns."""
 
+import dataclasses
 import json
 import math
 import re
@@ -193,19 +194,16 @@ def test_an_interrupt_in_the_middle_of_an_update_is_resumed_exactly_too(
     run_training, tiny_config, tmp_path, monkeypatch, uninterrupted
 ):
     """Ctrl-C between Adam's update and the moving average's: half a step must not be saved."""
-    config, folder, update = (
-        tiny_config(),
-        tmp_path / "run",
-        training.AveragedModel.update_parameters,
-    )
+    config, folder, update = tiny_config(), tmp_path / "run", training.update_average
+    updates = []
 
-    def interrupted(self, model):
-        if self.n_averaged == 3:
-            monkeypatch.setattr(training.AveragedModel, "update_parameters", update)
+    def interrupted(*arguments):
+        updates.append(arguments)
+        if len(updates) == 4:
             raise KeyboardInterrupt
-        update(self, model)
+        update(*arguments)
 
-    monkeypatch.setattr(training.AveragedModel, "update_parameters", interrupted)
+    monkeypatch.setattr(training, "update_average", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_training(config, folder)
     assert_same_run(run_training(config, folder), uninterrupted)
@@ -432,7 +430,28 @@ def test_learning_rate_schedules():
     rates = [training.learning_rate(cosine, step) for step in range(101)]
     assert rates == sorted(rates, reverse=True)
     constant = load_config(rate_schedule="constant", steps=100, learning_rate=2e-3)
-    assert {training.learning_rate(constant, step) for step in (0, 50, 100)} == {2e-3}
+    assert {training.learning_rate(constant, step) for step in (0, 50, 99)} == {2e-3}
+    falling = dataclasses.replace(constant, decay_steps=20)
+    assert training.learning_rate(falling, 80) == 2e-3
+    assert training.learning_rate(falling, 90) == pytest.approx(1e-3)
+    assert training.learning_rate(falling, 99) == pytest.approx(1e-4)
+
+
+def test_a_decay_may_be_added_to_a_run_that_was_planned_without(
+    run_training, tiny_config, tmp_path
+):
+    """Its first steps are those of before, its last ones follow the new plan, resumed or not."""
+    plain = {"ema_decay": 0.9, "rate_schedule": "constant"}
+    first = run_training(tiny_config(**plain), tmp_path / "run")
+    harvest = tiny_config(**plain, steps=10, decay_steps=4)
+    run_training(harvest, tmp_path / "run", minutes=0.0)
+    record = run_training(harvest, tmp_path / "run")
+    assert_same_run(record, run_training(harvest, tmp_path / "whole"))
+    assert record.history["loss"][:6] == first.history["loss"]
+    assert record.provenance["plans"] == [
+        {"from_step": 0, "steps": 6, "decay_steps": 0},
+        {"from_step": 6, "steps": 10, "decay_steps": 4},
+    ]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -473,10 +492,20 @@ def watch_weights(monkeypatch):
     return seen
 
 
+def test_the_moving_average_of_a_short_run_has_forgotten_its_first_weights():
+    """300 steps: an average of the steps themselves, with the memory of the last tenth."""
+    weight = 1.0  # of step 0
+    for step in range(1, 300):
+        weight *= training.averaging_decay(0.999, step)
+    assert weight < 1e-10
+    assert training.averaging_decay(0.999, 0) == 0
+    assert training.averaging_decay(0.999, 10_000) == 0.999
+
+
 def test_moving_average_is_its_recurrence(run_training, tiny_config, tmp_path, monkeypatch):
-    """w̄₁ = w₁, then w̄ₖ = d w̄ₖ₋₁ + (1 − d) wₖ."""
+    """w̄ₖ = dₖ w̄ₖ₋₁ + (1 − dₖ) wₖ with dₖ = min(d, k/(k + 9)), k from 0."""
     seen = watch_weights(monkeypatch)
-    record = run_training(tiny_config(ema_decay=0.7, checkpoint_every=6), tmp_path)
+    record = run_training(tiny_config(ema_decay=0.25, checkpoint_every=6), tmp_path)
     state = record.tensors("state")
     weights = record.tensors()
     names = [name for name, _ in training.build_network(record.config).named_parameters()]
@@ -485,8 +514,8 @@ def test_moving_average_is_its_recurrence(run_training, tiny_config, tmp_path, m
         trajectory = [step[i] for step in seen[1:]]  # after each step but the last
         trajectory.append(state[f"network.{name}"])
         average = trajectory[0].double()
-        for value in trajectory[1:]:
-            average = 0.7 * average + 0.3 * value.double()
+        for decay, value in zip((1 / 10, 2 / 11, 1 / 4, 1 / 4, 1 / 4), trajectory[1:], strict=True):
+            average = decay * average + (1 - decay) * value.double()
         torch.testing.assert_close(weights[name], average.float(), rtol=1e-4, atol=1e-6)
         assert torch.equal(weights[name], state[f"average.{name}"])
 
@@ -568,11 +597,13 @@ def test_precision_follows_the_gpu(monkeypatch, capability, expected):
 
 @pytest.mark.parametrize(("capability", "expected"), [((6, 1), False), ((7, 0), True)])
 def test_compiling_needs_a_gpu_that_triton_knows(monkeypatch, capability, expected):
+    monkeypatch.setattr(training, "_compiles", lambda device: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert training.can_compile(torch.device("cuda", 0)) is expected
 
 
 def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(training, "_compiles", lambda device: True)
     monkeypatch.setattr(
         shutil, "which", lambda name: f"/usr/bin/{name}" if "clang" in name else None
     )
@@ -580,6 +611,32 @@ def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
     assert not training.can_compile(torch.device("mps"))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert not training.can_compile(torch.device("cpu"))
+
+
+def test_a_compiler_that_is_there_and_broken_costs_a_line(monkeypatch):
+    def broken(function):
+        raise RuntimeError("CppCompileError: command failed\n/bin/false -O3")
+
+    training._compiles.cache_clear()
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    with pytest.warns(UserWarning, match=r"without torch.compile.* CppCompileError: [a-z ]+$"):
+        assert not training.can_compile(torch.device("cpu"))
+    assert not training.can_compile(torch.device("cpu"))  # and is not tried again
+    training._compiles.cache_clear()
+
+
+def test_only_long_runs_are_compiled_and_a_run_stays_what_it_was(
+    tmp_path, monkeypatch, tiny_config, run_training
+):
+    made = []
+    monkeypatch.setattr(training, "can_compile", lambda device: True)
+    monkeypatch.setattr(SmallNetwork, "fuse_normalizations", lambda _, fused: made.append(fused))
+    for steps in (999, 1000):
+        run_training(tiny_config(steps=steps), tmp_path / f"{steps}", compile=None, minutes=0)
+    run_training(tiny_config(steps=2000), tmp_path / "999", compile=None, minutes=0)
+    run_training(tiny_config(steps=100), tmp_path / "1000", compile=None, minutes=0)
+    assert made == [False, True, False, True]
 
 
 def test_autocast_follows_the_precision():

@@ -31,7 +31,7 @@ def _facts(record: Record) -> dict[str, str]:
         objective = config.get("objective", "denoising")
         facts["training"] = (
             f"{objective}, {record.manifest['step']:,} steps of {config['batch_size']} images; "
-            f"Adam, {config['learning_rate']:g}, {config['rate_schedule']}; {_averaging(config)}"
+            f"Adam, {config['learning_rate']:g}, {_rate(config)}; {_averaging(config)}"
         )
         if len(provenance["plans"]) > 1:
             facts["planned"] = _plan(provenance["plans"])
@@ -104,6 +104,11 @@ def _variant(config: dict) -> str:
     if not config["keep_means"]:
         parts.append("plain instance normalization")
     return "".join(f"; {part}" for part in parts)
+
+
+def _rate(config: dict) -> str:
+    falls = config.get("decay_steps")
+    return config["rate_schedule"] + (f", falling in the last {falls:,} steps" if falls else "")
 
 
 def _averaging(config: dict) -> str:
