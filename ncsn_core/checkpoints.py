@@ -206,6 +206,7 @@ def build_network(config: Mapping[str, Any]) -> RefineNet:
         config["image_size"],
         config["levels"] if config.get("conditional", True) else 1,
         keep_means=config["keep_means"],
+        normalize=config.get("normalize", True),
     )
 
 

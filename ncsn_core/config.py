@@ -30,6 +30,7 @@ class TrainingConfig:
         image_channels, image_size, channels, levels: see `ncsn_core.networks.RefineNet`.
         sigma_first, sigma_last: ends of the geometric ladder.
         keep_means: the "++" of the normalization.
+        normalize: False for a network without normalization, an ablation.
         conditional: whether the network is told the noise level; False is an ablation.
         parametrization: "score", as in the paper; "energy", see `ncsn_core.networks.EnergyScore`;
             "continuous", see `ncsn_core.networks.ContinuousScore`, trained on a σ whose logarithm
@@ -63,6 +64,7 @@ class TrainingConfig:
     sigma_first: float
     sigma_last: float
     keep_means: bool = True
+    normalize: bool = True
     conditional: bool = True
     parametrization: str = "score"
     data_mean: float = 0.5

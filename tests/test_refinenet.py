@@ -262,6 +262,19 @@ def test_compiled_normalization_agrees_with_the_eager_one():
     assert process.stdout == "agree\n", process.stderr
 
 
+def test_without_normalization_only_scale_and_shift_are_left():
+    """A feature map of any mean and variance comes out as γ x + β, fused or not."""
+    network = RefineNet(2, 1, 8, levels=3, normalize=False)
+    network.fuse_normalizations()
+    norms = modules(network, ConditionalInstanceNormPlus)
+    assert all(norm.alpha is None for norm in norms)
+    norm = norms[0]
+    x, level = 5 + 3 * torch.randn(2, 2, 4, 4), torch.tensor([0, 2])
+    torch.nn.init.normal_(norm.beta)
+    gamma, beta = (t[level][:, :, None, None] for t in (norm.gamma, norm.beta))
+    torch.testing.assert_close(norm(x, level), F.elu(gamma * x + beta))
+
+
 def test_fuse_normalizations_switches_all_of_them():
     network = RefineNet(2, 1, 8, 2)
     network.fuse_normalizations()

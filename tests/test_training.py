@@ -660,6 +660,7 @@ VARIANTS = {
     "energy": {"parametrization": "energy"},
     "unconditional": {"conditional": False},
     "plain norm": {"keep_means": False},
+    "no norm": {"normalize": False},
     "one level": {"levels": 1, "sigma_first": 0.01},
     "small images": {"image_size": 14},
     "continuous": {"parametrization": "continuous", "sigma_first": 8.0, "data_std": 0.3},

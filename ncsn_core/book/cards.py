@@ -101,7 +101,9 @@ def _variant(config: dict) -> str:
         parts.append("the gradient of an energy")
     if config.get("parametrization") == "continuous":
         parts.append("at every noise level between the ends, preconditioned")
-    if not config["keep_means"]:
+    if not config.get("normalize", True):
+        parts.append("no normalization")
+    elif not config["keep_means"]:
         parts.append("plain instance normalization")
     return "".join(f"; {part}" for part in parts)
 

@@ -96,6 +96,8 @@ class ConditionalInstanceNormPlus(nn.Module):
         levels: number of noise levels.
         keep_means: the "++" term.  False gives plain conditional instance normalization.
         elu: whether an ELU follows.
+
+    Its attribute `normalize`, set to False, leaves γ x + β and nothing more.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class ConditionalInstanceNormPlus(nn.Module):
         super().__init__()
         self.elu = elu
         self.fused = False
+        self.normalize = True
         self.gamma = nn.Parameter(torch.empty(levels, channels).normal_(1.0, 0.02))
         self.alpha = (
             nn.Parameter(torch.empty(levels, channels).normal_(1.0, 0.02)) if keep_means else None
@@ -111,6 +114,10 @@ class ConditionalInstanceNormPlus(nn.Module):
         self.beta = nn.Parameter(torch.zeros(levels, channels))
 
     def forward(self, x: Features, level: Levels) -> Features:
+        if not self.normalize:
+            scale, shift = (rows(t, level)[:, :, None, None] for t in (self.gamma, self.beta))
+            y = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
+            return F.elu(y) if self.elu else y
         normalize = compiled_instance_norm_plus() if self.fused else instance_norm_plus
         alpha = None if self.alpha is None else rows(self.alpha, level)
         return normalize(x, rows(self.gamma, level), rows(self.beta, level), alpha, elu=self.elu)
@@ -295,6 +302,8 @@ class RefineNet(nn.Module):
         image_size: height and width in pixels; must be even.
         levels: number of noise levels, at least 1.
         keep_means: see `ConditionalInstanceNormPlus`.
+        normalize: False leaves every normalization out but for the scale and shift of its noise
+            level; an ablation.
 
     Raises:
         ValueError: for an odd or too small image, or fewer than two channels or one level.
@@ -308,8 +317,10 @@ class RefineNet(nn.Module):
         levels: int = 10,
         *,
         keep_means: bool = True,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
+        keep_means = keep_means and normalize
         if channels < 2 or levels < 1 or image_channels < 1:
             raise ValueError(
                 f"a RefineNet needs channels >= 2, image_channels >= 1 and levels >= 1; "
@@ -352,6 +363,9 @@ class RefineNet(nn.Module):
         )
         self.norm = ConditionalInstanceNormPlus(c, levels, keep_means=keep_means)
         self.end = conv3x3(c, image_channels, bias=True)
+        for module in self.modules():
+            if isinstance(module, ConditionalInstanceNormPlus):
+                module.normalize = normalize
 
     def forward(
         self,

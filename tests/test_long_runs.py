@@ -1,0 +1,77 @@
+"""The queue of long trainings: what it holds, that it goes on, and how a run is ended."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ncsn_core import checkpoints
+from ncsn_core.checkpoints import build_network
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import long_runs
+
+pytestmark = pytest.mark.usefixtures("few_images")
+
+
+@pytest.fixture
+def queue(monkeypatch, tmp_path, tiny_config):
+    """Two tiny runs; returns how to call the queue with arguments, and their folder."""
+    plain = tiny_config(rate_schedule="constant", steps=4, image_size=14)
+    configs = {"first": plain, "second": replace(plain, seed=1)}
+    monkeypatch.setattr(long_runs, "jobs", lambda: configs)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["long_runs.py", str(tmp_path), *arguments])
+        long_runs.main()
+
+    return run, tmp_path
+
+
+def test_every_run_may_stop_anywhere_and_builds():
+    configs = long_runs.jobs()
+    assert [*configs][:3] == ["mnist", "mnist_continuous", "fashion_mnist"]
+    assert len(configs) == 3 + long_runs.SEEDS * len(long_runs.ABLATIONS)
+    for config in configs.values():
+        assert config.rate_schedule == "constant"
+        assert config.checkpoint_every <= 500
+        build_network(config.to_dict())
+
+
+def test_the_queue_goes_through_its_runs_once(queue, capsys):
+    run, folder = queue
+    run("--precision", "32-true")
+    first, second = (checkpoints.load(folder / name) for name in ("first", "second"))
+    assert first.manifest["step"] == second.manifest["step"] == 4
+    assert first.weights_sha256 != second.weights_sha256
+    assert first.provenance["precision"] == "32-true"
+    capsys.readouterr()
+    run("--precision", "32-true")
+    assert capsys.readouterr().out == ""
+    run("--list")
+    assert "4 of 4 steps" in capsys.readouterr().out
+
+
+def test_a_harvest_adds_a_tenth_and_may_be_interrupted(queue):
+    run, folder = queue
+    run("--precision", "32-true", "--only", "first")
+    config = long_runs.harvest(load_like(folder / "first"), folder / "first")
+    assert (config.steps, config.decay_steps) == (6, 2)
+    run("--precision", "32-true", "--harvest", "first")
+    record = checkpoints.load(folder / "first")
+    assert record.manifest["step"] == 6
+    assert record.provenance["plans"][-1] == {"from_step": 4, "steps": 6, "decay_steps": 2}
+    assert long_runs.harvest(load_like(folder / "first"), folder / "first") == config
+    assert not (folder / "second").exists()
+
+
+def load_like(folder):
+    """The configuration that the queue has for a run, whatever its record says of its steps."""
+    return long_runs.jobs()[folder.name]
+
+
+def test_precision_has_to_be_named(queue, capsys):
+    with pytest.raises(SystemExit):
+        queue[0]()
+    assert "name a --precision" in capsys.readouterr().err
