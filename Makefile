@@ -68,7 +68,7 @@ lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; the workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	@$(BIN)/zizmor --offline --quiet .github/workflows
+	@$(BIN)/zizmor --offline --quiet .github
 
 types: $(INSTALLED) ## - mypy over the package
 	$(call step,types: mypy)
@@ -94,7 +94,7 @@ strict: $(INSTALLED) ## - build the site from the stored outputs, warnings being
 
 browser: strict ## - a browser looks at every page: offline, light and dark, on a phone
 	$(call step,browser: Chromium over the site)
-	@$(BIN)/python -m pytest tests/browser -m browser --timeout=300 $(ARGS)
+	@$(ALONE) tests/browser -m browser -n $(WORKERS) --timeout=300 $(ARGS)
 
 test-colab: $(INSTALLED) ## published notebooks in a fresh environment like Colab's, without the repository
 	$(call step,test-colab: two chapters and the training notebook (NCSN_COLAB=all: every one))
