@@ -7,8 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NOTEBOOKS := notebooks/*.ipynb notebooks/training/*.ipynb
 # What measures time has the machine for itself, after the others.
-TIMED := notebooks/03_trace_jacobian_cost.ipynb notebooks/05_sliced_score_matching.ipynb \
-	notebooks/training/measure_costs.ipynb
+TIMED := $(shell grep -l '"measures-time"' $(NOTEBOOKS))
 ARGS ?=
 UPGRADE ?=
 # Workers of the tests, each with one thread: two processes of two threads on two cores are ten times

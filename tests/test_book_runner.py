@@ -460,6 +460,24 @@ def test_chapters_at_the_same_time_share_the_threads(real, monkeypatch):
         assert executed.cells[0].outputs[0].text == "2\n"
 
 
+def test_chapters_that_measure_time_come_last_and_alone(root, monkeypatch):
+    for notebook in (CHAPTER, Path("notebooks/02_second.ipynb")):
+        write(root / notebook, "print(1)")
+    timed = nbformat.read(root / CHAPTER, as_version=4)
+    timed.cells[0].metadata["tags"] = ["measures-time"]
+    nbformat.write(timed, root / CHAPTER)
+    began = []
+
+    def together(root, notebooks, force, timeout, jobs, report):
+        began.append(notebooks)
+        return []
+
+    monkeypatch.setattr(runner, "_attempt_together", together)
+    monkeypatch.setattr(runner, "_attempt", lambda root, one, *_: began.append(one))
+    runner.execute_all(root, [CHAPTER, Path("notebooks/02_second.ipynb")], jobs=2)
+    assert began == [[Path("notebooks/02_second.ipynb")], CHAPTER]
+
+
 def test_at_least_one_chapter_at_a_time(root):
     with pytest.raises(tree.BookError, match="at least 1, not 0"):
         runner.execute_all(root, [CHAPTER], jobs=0)

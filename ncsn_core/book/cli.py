@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ncsn_core.book import cache, claims, runner, scorecard, site
+from ncsn_core.book import cache, claims, provenance, runner, scorecard, site
 from ncsn_core.book.ledger import load_ledger
 from ncsn_core.book.notebook import is_executed, read
 from ncsn_core.book.tree import BUILD, BookError, chapters, find_root, select
@@ -80,10 +80,11 @@ execution_options = [
     click.option(
         "--jobs",
         type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
+        default=min(4, provenance.cores()),
+        show_default="the cores, at most 4",
         help="Chapters at a time. The cores are divided among them: two kernels that both use "
-        "every core are far slower than one after the other.",
+        "every core are far slower than one after the other. Those that measure time come last, "
+        "one at a time.",
     ),
 ]
 

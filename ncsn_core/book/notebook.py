@@ -12,6 +12,7 @@ from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.tree import BookError
 
 PROBE_TAG = "ncsn-provenance"
+TIME_TAG = "measures-time"
 PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"
 WHEN_AND_WHERE = ("commit", "device", "threads", "time", "measured")
 
@@ -67,6 +68,11 @@ def _literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except ValueError:
         return None
+
+
+def measures_time(notebook: NotebookNode) -> bool:
+    """Return whether a cell is tagged `measures-time`, as those are whose result it spoils."""
+    return any(TIME_TAG in cell.metadata.get("tags", []) for cell in notebook.cells)
 
 
 def is_executed(notebook: NotebookNode) -> bool:

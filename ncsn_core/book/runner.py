@@ -20,6 +20,7 @@ from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.notebook import (
     PROBE_TAG,
     default_parameters,
+    measures_time,
     read,
     same_content,
     to_bytes,
@@ -286,14 +287,15 @@ def execute_all(
     """Execute chapters, going on after one that fails; return those done and those failed.
 
     One after the other by default, each with every core. With `jobs` > 1 the cores are divided:
-    two kernels that both use both cores run over ten times slower than one.
+    two kernels that both use both cores run over ten times slower than one. Chapters that measure
+    time have the machine for themselves, after the others.
     """
     if jobs < 1:
         raise BookError(f"jobs is the number of chapters at a time, at least 1, not {jobs}")
-    if jobs == 1 or len(notebooks) < 2:
-        results = [_attempt(root, notebook, force, timeout, report) for notebook in notebooks]
-    else:
-        results = _attempt_together(root, notebooks, force, timeout, jobs, report)
+    alone = [one for one in notebooks if jobs == 1 or measures_time(read(root / one))]
+    together = [one for one in notebooks if one not in alone]
+    results = _attempt_together(root, together, force, timeout, jobs, report) if together else []
+    results += [_attempt(root, notebook, force, timeout, report) for notebook in alone]
     done = [result for result in results if isinstance(result, Outcome)]
     failed = [result for result in results if isinstance(result, ChapterError)]
     return done, failed

@@ -63,7 +63,7 @@ def test_a_page_is_whole_and_everybody_can_read_it(visit, path):
 
 
 def complaints_of_axe(page):
-    """What axe-core finds serious: names, contrast, order, roles, and in the dark contrast again."""
+    """What axe-core finds serious: names, order, roles, contrast, and contrast in the dark."""
     page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
     page.evaluate(AXE)
     serious = {}
