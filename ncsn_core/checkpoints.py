@@ -167,7 +167,7 @@ class Record:
         if name not in known:
             raise UnknownNameError(f"results bundle of {self.name!r}", name, known)
         found = _read(self.folder / "bundles" / name)
-        if found.provenance.get("weights_sha256") != self.weights_sha256:
+        if not self.has_weights(found.provenance.get("weights_sha256")):
             raise CorruptFileError(
                 f"bundle {name!r} was measured with other weights than those of {self.name!r}; "
                 f"run notebooks/training/evaluate_ncsn.ipynb again"
@@ -180,6 +180,10 @@ class Record:
         if "weights" not in self.manifest["files"]:
             raise UnknownNameError("part of this record", "weights", self.manifest["files"])
         return self.manifest["files"]["weights"]["sha256"]
+
+    def has_weights(self, sha256: str | None) -> bool:
+        """Whether this is the SHA-256 of the weights, as they are or before they were rounded."""
+        return sha256 in (self.weights_sha256, self.manifest.get("rounded_from", ""))
 
     def _expect(self, kind: str) -> None:
         if self.kind != kind:
@@ -350,11 +354,12 @@ def export(record: Record, folder: Path | str, *, half: bool = False, **changes:
         record: any record.
         folder: where the copy goes.
         half: keep the weights in float16, at half the size.  They are read as float32 again,
-            rounded to about three digits.
+            rounded to about three digits, and the manifest says from which (`rounded_from`).
         changes: update the manifest.
     """
     manifest = {k: v for k, v in record.manifest.items() if k not in ("format", "files", "sha256")}
     parts = {part: record.tensors(part) for part in record.manifest["files"] if part != "state"}
     if half:
         parts["weights"] = {k: t.half() for k, t in parts["weights"].items()}
+        manifest.setdefault("rounded_from", record.weights_sha256)
     return save(folder, parts, **{**manifest, **changes})

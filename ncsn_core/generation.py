@@ -225,7 +225,7 @@ class Recorder:
         steps_per_level: T.
         dark: mask [channel, height, width] of pixels that are always black in the data.
         chains: how many chains to keep whole, the first ones; at most a batch.
-        frames: about how many moments of these to keep for an animation.
+        frames: about how many moments of these to keep for an animation; 0 keeps none.
     """
 
     def __init__(
@@ -270,15 +270,15 @@ class Recorder:
 
         Returns:
             ends: float16 [chains, levels, channel, height, width], the state after each level.
-            frames: uint8 [frames, chains, channel, height, width].
+            frames: uint8 [frames, chains, channel, height, width], unless none were kept.
             dark_mean, dark_std: float32 [levels], over chains and dark pixels, after each level.
             snr: float32 [levels], mean of ‖α/2 · s‖ / √(αD) over all chains and steps.
         """
         total, squares, count = self.dark_sums.unbind(1)
         mean = total / count
-        return {
+        frames = {"frames": torch.stack(self.frames)} if self.frames else {}
+        return frames | {
             "ends": torch.stack(self.ends, dim=1),
-            "frames": torch.stack(self.frames),
             "dark_mean": mean.float(),
             "dark_std": (squares / count - mean**2).clamp(min=0).sqrt().float(),
             "snr": (self.ratio_sums[:, 0] / self.ratio_sums[:, 1]).float(),

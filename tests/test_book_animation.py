@@ -16,8 +16,10 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (4, 6, 8), dtype=np.uint8)
 def played(picture):
     """Return the frames of an animated PNG and how long each is shown; without the poster."""
     image = Image.open(io.BytesIO(picture))
+    mode = "L" if image.mode == "L" else "RGB"
     frames = [
-        (np.array(frame), frame.info.get("duration")) for frame in ImageSequence.Iterator(image)
+        (np.array(frame.convert(mode)), frame.info.get("duration"))
+        for frame in ImageSequence.Iterator(image)
     ]
     return frames[1:] if image.default_image else frames
 
@@ -31,6 +33,15 @@ def test_every_frame_is_played_exactly_and_the_last_is_held(frames):
     assert [duration for _, duration in result] == [50, 50, 50, 900]
     for (frame, _), expected in zip(result, frames, strict=True):
         np.testing.assert_array_equal(frame, expected)
+
+
+def test_few_colors_are_stored_in_a_palette_and_many_as_they_are():
+    few = np.stack([FRAMES, 255 - FRAMES, FRAMES], axis=-1)
+    assert Image.open(io.BytesIO(animation.animated_png(few))).mode == "P"
+    many = np.random.default_rng(2).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
+    picture = animation.animated_png(many)
+    assert Image.open(io.BytesIO(picture)).mode == "RGB"
+    np.testing.assert_array_equal(np.stack([frame for frame, _ in played(picture)]), many)
 
 
 @pytest.mark.parametrize(("poster", "index"), [("last", -1), ("first", 0)])

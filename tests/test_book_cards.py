@@ -26,6 +26,8 @@ def test_a_card_names_origin_and_hashes(name):
     record = checkpoints.load(name)
     text = card(record)
     assert record.weights_sha256[:16] in text
+    rounded = record.manifest.get("rounded_from")
+    assert (f"| rounded from | `{str(rounded)[:16]}…` |" in text) == bool(rounded)
     assert record.provenance["device"] in text
     assert record.provenance["commit"] in text
 

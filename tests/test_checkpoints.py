@@ -357,6 +357,9 @@ def test_export_in_half_precision(record, tmp_path):
     assert all(p.dtype == torch.float32 for p in score.parameters())
     x, sigma = torch.rand(2, 1, 28, 28), score.sigmas[:2]
     torch.testing.assert_close(score(x, sigma), record.score()(x, sigma), rtol=0.02, atol=0.05)
+    assert half.manifest["rounded_from"] == record.weights_sha256 != half.weights_sha256
+    again = checkpoints.export(half, tmp_path / "again", half=True)
+    assert again.manifest == half.manifest  # rounding twice is rounding once
 
 
 def save_bundle(record, name, weights_sha256):
@@ -376,6 +379,22 @@ def test_bundles_belong_to_the_weights_they_were_measured_with(record):
         record.bundle("stale")
     with pytest.raises(UnknownNameError, match="results bundle of 'model' 'x'; known: good, stale"):
         record.bundle("x")
+
+
+def test_bundles_of_weights_that_were_rounded_since_still_belong_to_them(record, tmp_path):
+    half = checkpoints.export(record, tmp_path / "half", half=True)
+    save_bundle(half, "before", record.weights_sha256)
+    save_bundle(half, "after", half.weights_sha256)
+    save_bundle(half, "stale", "0" * 64)
+    save_bundle(half, "unknown", None)
+    assert half.bundle("before").tensors("results")
+    assert half.bundle("after").tensors("results")
+    for name in ("stale", "unknown"):
+        with pytest.raises(CorruptFileError, match=f"'{name}' was measured with other weights"):
+            half.bundle(name)
+    save_bundle(record, "after", half.weights_sha256)
+    with pytest.raises(CorruptFileError, match="'after' was measured with other weights"):
+        record.bundle("after")
 
 
 def test_replacing_a_record_keeps_its_bundles(record):

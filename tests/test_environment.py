@@ -218,7 +218,20 @@ def test_no_file_names_a_folder_of_somebodys_machine(tracked):
         assert found is None, f"{path.relative_to(ROOT)}: {found[0].decode()}"
 
 
-def test_the_tree_stays_small(tracked):
-    sizes = {path: path.stat().st_size for path in tracked if path.is_file()}
-    assert sum(sizes.values()) < 45 * 2**20
-    assert max(size for path, size in sizes.items() if path.suffix == ".ipynb") < 1_500_000
+@pytest.mark.parametrize(
+    ("folder", "budget"),
+    [
+        ("notebooks", 9.5),
+        ("ncsn_core/models", 12),
+        ("ncsn_core/data", 11),
+        ("ncsn_core/results", 2.75),
+        ("", 36),
+    ],
+)
+def test_a_folder_stays_within_its_budget(tracked, folder, budget):
+    inside = [path for path in tracked if path.is_relative_to(ROOT / folder) and path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in inside) < budget * 2**20
+
+
+def test_no_notebook_is_too_large_to_be_shown(tracked):
+    assert max(path.stat().st_size for path in tracked if path.suffix == ".ipynb") < 1_500_000

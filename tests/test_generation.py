@@ -255,3 +255,6 @@ def test_fewer_frames_are_spread_over_the_whole_run(score):
     draw(score, count=3, callback=recorder)
     assert recorder.moments == {0, (len(SIGMAS) * STEPS - 1) // 2, len(SIGMAS) * STEPS - 1}
     assert recorder.tensors()["frames"].shape[0] == 3
+    recorder = Recorder(SIGMAS, STEPS, torch.ones(IMAGE, dtype=torch.bool), frames=0)
+    draw(score, count=3, callback=recorder)
+    assert recorder.tensors().keys() == {"ends", "dark_mean", "dark_std", "snr"}

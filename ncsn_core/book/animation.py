@@ -38,7 +38,11 @@ def animated_png(
     if levels_of_grey is not None:
         array = _round_to_levels(array, levels_of_grey)
     array = array.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in array]
+    height, width = array.shape[1:3]
+    strip = Image.fromarray(np.ascontiguousarray(array.reshape(-1, *array.shape[2:])))
+    if strip.mode == "RGB" and strip.getcolors(256):
+        strip = strip.quantize(256)  # the same colors in a palette: fewer bytes
+    pictures = [strip.crop((0, y, width, y + height)) for y in range(0, strip.height, height)]
     still = pictures[0] if poster == "first" else pictures[-1]
     file = io.BytesIO()
     still.save(

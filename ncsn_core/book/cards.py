@@ -61,6 +61,8 @@ def _facts(record: Record) -> dict[str, str]:
     facts["versions"] = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())
     facts["data SHA-256"] = f"`{provenance['data_sha256'][:16]}…`"
     facts["weights SHA-256"] = f"`{record.weights_sha256[:16]}…`"
+    if "rounded_from" in record.manifest:
+        facts["rounded from"] = f"`{record.manifest['rounded_from'][:16]}…`"
     return facts
 
 

@@ -1,12 +1,16 @@
 """Notebooks as files: reading them, and removing what an execution leaves behind."""
 
 import ast
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 from nbformat import NotebookNode
+from PIL import Image, ImageChops
 
 from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.tree import BookError
@@ -15,6 +19,8 @@ PROBE_TAG = "ncsn-provenance"
 TIME_TAG = "measures-time"
 PAPERMILL_ERROR_TAG = "papermill-error-cell-tag"
 WHEN_AND_WHERE = ("commit", "device", "threads", "time", "measured")
+
+MOST_TINT = 12  # of 255, that a palette may change the mean of 4 × 4 pixels; more is seen as bands
 
 
 def read(path: Path) -> NotebookNode:
@@ -84,7 +90,7 @@ def without_traces(notebook: NotebookNode) -> NotebookNode:
     """Return the notebook without what an execution leaves behind besides its outputs.
 
     The probe cell, papermill's marks and timings, widget state and the exact Python version go, so
-    that executing twice gives the same file.
+    that executing twice gives the same file; pictures are stored in fewer bytes.
     """
     cells = []
     for cell in notebook.cells:
@@ -106,7 +112,31 @@ def without_traces(notebook: NotebookNode) -> NotebookNode:
     }
     metadata["language_info"] = {"name": "python"}
     clean: NotebookNode = nbformat.from_dict({**notebook, "cells": cells, "metadata": metadata})
+    for output in (output for cell in clean.cells for output in cell.get("outputs", [])):
+        if "image/png" in output.get("data", {}):
+            png = smaller_png(base64.b64decode(output.data["image/png"]))
+            output.data["image/png"] = base64.b64encode(png).decode()
     return clean
+
+
+def smaller_png(png: bytes) -> bytes:
+    """Return a figure in fewer bytes: with a palette, if nobody can see that, else without alpha.
+
+    Pictures of at most 256 colors stay the same to the pixel. Transparent and moving ones, those
+    in gray and those that have a palette are returned as they are.
+    """
+    with Image.open(io.BytesIO(png)) as picture:
+        if picture.mode not in ("RGB", "RGBA") or getattr(picture, "is_animated", False):
+            return png
+        if np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+            return png
+        full = picture.convert("RGB")
+        few = full.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+        tint = ImageChops.difference(full.reduce(4), few.convert("RGB").reduce(4))
+        kept = few if np.asarray(tint).max() <= MOST_TINT else full
+        file = io.BytesIO()
+        kept.save(file, "PNG", optimize=True, dpi=picture.info.get("dpi"))
+    return min(png, file.getvalue(), key=len)
 
 
 def same_content(first: NotebookNode, second: NotebookNode) -> bool:
