@@ -106,8 +106,9 @@ def _with_execution_options(command: Callable[..., None]) -> Callable[..., None]
 def build(strict: bool, force: bool, timeout: float | None, jobs: int) -> None:
     """Execute what has changed, render the site, print the page to open and the scorecard.
 
-    An executed chapter is kept in _build/executed/ and used again until its notebook, anything in
-    ncsn_core, the ledger of claims, requirements.lock, or a checkpoint that it names changes.
+    An executed chapter is kept in _build/executed/ and used again until its notebook, a module or
+    a record of ncsn_core that it loaded, a claim that it checked, requirements.lock, or a
+    checkpoint that it names changes.
 
     Exit code 1: a chapter failed, the site has an error, or a claim fails that should hold.
     """
