@@ -8,6 +8,7 @@ The command line asks this module before there is anything to compute: torch is 
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,9 +46,13 @@ def fabric(device: "torch.device", precision: str) -> "Fabric":
         device: of this rank.
         precision: Fabric's name of it.
     """
+    # Fabric asks for the version of torchmetrics, which loads all of it, for seconds and in vain.
+    sys.modules.setdefault("torchmetrics", None)  # type: ignore[arg-type]
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    if sys.modules["torchmetrics"] is None:
+        del sys.modules["torchmetrics"]
     if count() == 1:
         devices = [device.index or 0] if device.type == "cuda" else 1
         return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]

@@ -33,9 +33,11 @@ def test_help_needs_none_of_the_packages_that_compute(arguments):
     assert not found & (HEAVY | {"torch", "numpy", "yaml", "IPython"})
 
 
-def test_the_ledger_needs_none_either():
+def test_a_claim_is_checked_with_none_of_them_and_without_what_makes_the_pages():
     found = loaded("from ncsn_core.book import claims")
     assert not found & (HEAVY | {"torch", "numpy", "IPython"})
+    book = {name for name in found if name.startswith("ncsn_core.book.")}
+    assert book == {f"ncsn_core.book.{name}" for name in ("claims", "ledger", "provenance")}
 
 
 def test_no_module_of_the_package_needs_what_only_some_of_its_functions_do():
@@ -45,6 +47,14 @@ def test_no_module_of_the_package_needs_what_only_some_of_its_functions_do():
     rivals = {"gan", "pixelcnn", "energy_model", "residual_autoencoder"}
     assert not found & {f"ncsn_core.networks.{name}" for name in rivals}
     assert not found & {f"ncsn_core.samplers.{name}" for name in ("ode", "reverse", "inpainting")}
+
+
+@pytest.mark.slow
+def test_fabric_comes_without_the_package_whose_version_it_asks_for():
+    start = "import torch; from ncsn_core import ranks; ranks.fabric(torch.device('cpu'), "
+    found = loaded(start + "'32-true')")
+    assert "lightning_fabric" in found
+    assert not found & {"torchmetrics", "torchvision"}
 
 
 @pytest.mark.parametrize("package", [networks, samplers])
