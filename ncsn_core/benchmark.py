@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -207,7 +207,7 @@ def log_log_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
     u, v = np.log(x) - np.log(x).mean(), np.log(y) - np.log(y).mean()
     slope = float(u @ v / (u @ u))
     variance = ((v - slope * u) ** 2).sum() / (len(x) - 2) / (u @ u)
-    margin = float(stats.t.ppf(0.975, len(x) - 2) * math.sqrt(variance))
+    margin = float(stdtrit(len(x) - 2, 0.975) * math.sqrt(variance))
     return Slope(slope, slope - margin, slope + margin)
 
 

@@ -163,10 +163,7 @@ class Record:
             UnknownNameError: when there are none of that name.
             CorruptFileError: when they were measured with other weights.
         """
-        known = sorted(p.parent.name for p in self.folder.glob(f"bundles/*/{MANIFEST}"))
-        if name not in known:
-            raise UnknownNameError(f"results bundle of {self.name!r}", name, known)
-        found = _read(self.folder / "bundles" / name)
+        found = _named(f"results bundle of {self.name!r}", name, self.folder / "bundles")
         if not self.has_weights(found.provenance.get("weights_sha256")):
             raise CorruptFileError(
                 f"bundle {name!r} was measured with other weights than those of {self.name!r}; "
@@ -263,10 +260,16 @@ def results(name: str) -> Record:
         UnknownNameError: when there are none of that name; the message lists what there is.
         CorruptFileError: when the manifest cannot be read.
     """
-    known = sorted(p.parent.name for p in RESULTS.glob(f"*/{MANIFEST}"))
-    if name not in known:
-        raise UnknownNameError("results", name, known)
-    return _read(RESULTS / name)
+    return _named("results", name, RESULTS)
+
+
+def _named(kind: str, name: str, folder: Path) -> Record:
+    """One of a folder's records; the others are listed only where there is none of that name."""
+    inside = Path(name).name == name and name != ".."
+    if not inside or not (folder / name / MANIFEST).is_file():
+        known = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+        raise UnknownNameError(kind, name, known)
+    return _read(folder / name)
 
 
 def _read(folder: Path) -> Record:

@@ -1,21 +1,22 @@
-"""The command line `ncsn`, also `python -m ncsn_core`: train, sample, evaluate, and the book."""
+"""The command line `ncsn`, also `python -m ncsn_core`: train, sample, evaluate, and the book.
+
+Every command imports what it needs: torch takes seconds, and help and mistakes need none.
+"""
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
-from ncsn_core import __version__, checkpoints, data, ranks, training
-from ncsn_core.classifiers import train_classifier
-from ncsn_core.config import load_config, load_evaluation_budget
-from ncsn_core.convert import convert as convert_checkpoint
+from ncsn_core import __version__, ranks
+from ncsn_core.book.cli import book
 from ncsn_core.errors import NCSNError
-from ncsn_core.evaluation import measure
-from ncsn_core.features import CLASSIFIERS, load_extractor
-from ncsn_core.generation import generate, to_bytes
-from ncsn_core.networks import NoiseConditionalScore, RefineNet
+
+if TYPE_CHECKING:
+    import torch
+
+    from ncsn_core.networks import NoiseConditionalScore
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -38,6 +39,9 @@ def cli() -> None:
     Build the book, from a checkout:
         ncsn book build
     """
+
+
+cli.add_command(book)
 
 
 def device_option(command: Any) -> Any:
@@ -68,7 +72,7 @@ def device_option(command: Any) -> Any:
     "--precision",
     default="auto",
     show_default=True,
-    type=click.Choice(training.PRECISIONS),
+    type=click.Choice(["auto", "bf16-mixed", "16-mixed", "32-true"]),
     help="Of the network; the weights stay in float32.",
 )
 @click.option("--download", is_flag=True, help="Fetch a data set that is not on this machine.")
@@ -92,8 +96,12 @@ def train(
     Presets:  mnist, fashion_mnist, cifar10, celeba
     Profiles: smoke (seconds), cpu (an hour or two), gpu (the paper's own setting)
     """
+    from ncsn_core.config import load_config
+
     config = load_config(preset, profile, seed=seed, **parse_settings(settings))
     folder = folder or Path("runs") / f"{preset}-{profile}-{seed}"
+    from ncsn_core import training
+
     record = training.train(
         config, folder, device=device, precision=precision, download=download, minutes=minutes
     )
@@ -130,7 +138,7 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     "--dataset",
     default="mnist",
     show_default=True,
-    type=click.Choice(tuple(CLASSIFIERS)),
+    type=click.Choice(["mnist", "fashion_mnist"]),
     help="What it learns to tell apart.",
 )
 @click.option(
@@ -146,6 +154,10 @@ def train_classifier_command(
     dataset: str, folder: Path | None, epochs: int, seed: int, download: bool, device: str
 ) -> None:
     """Train a classifier whose features `ncsn evaluate` compares digits or garments in."""
+    from ncsn_core import training
+    from ncsn_core.classifiers import train_classifier
+    from ncsn_core.features import CLASSIFIERS
+
     folder = folder or Path("runs") / CLASSIFIERS[dataset]
     record = train_classifier(
         folder,
@@ -189,6 +201,9 @@ def sample(
     """
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
+
+    from ncsn_core import checkpoints, training
+    from ncsn_core.generation import generate, to_bytes
 
     model = checkpoints.load(checkpoint)
     target = training.pick_device(device)
@@ -249,6 +264,14 @@ def evaluate(
 
     The same command again continues an interrupted one.
     """
+    import torch
+
+    from ncsn_core import checkpoints, data, training
+    from ncsn_core.config import load_evaluation_budget
+    from ncsn_core.evaluation import measure
+    from ncsn_core.features import load_extractor
+    from ncsn_core.generation import generate
+
     model = checkpoints.load(checkpoint)
     budget = load_evaluation_budget(profile)
     target = training.pick_device(device)
@@ -310,6 +333,8 @@ def export(run: Path, destination: Path, half: bool) -> None:
     How the network of the book came to where it is:
         ncsn export runs/mnist ncsn_core/models/mnist
     """
+    from ncsn_core import checkpoints
+
     record = checkpoints.load(run)
     if destination.resolve() == record.folder.resolve():
         raise NCSNError("a run cannot be exported onto itself: it would lose its training state")
@@ -343,6 +368,8 @@ def convert(
         ncsn convert checkpoint.pth runs/cifar10-authors --preset cifar10
         ncsn sample runs/cifar10-authors --epsilon 4e-5
     """
+    from ncsn_core.convert import convert as convert_checkpoint
+
     record = convert_checkpoint(
         source,
         destination,
@@ -358,6 +385,8 @@ def convert(
 @cli.command()
 def models() -> None:
     """List the checkpoints that ship with the package, and verify them."""
+    from ncsn_core import checkpoints
+
     for name in checkpoints.available():
         model = checkpoints.load(name)
         for part in model.manifest["files"]:
@@ -370,13 +399,17 @@ def models() -> None:
             click.echo(f"  results {bundle}, verified")
 
 
-def preferred_autocast(device: torch.device) -> torch.dtype | None:
+def preferred_autocast(device: "torch.device") -> "torch.dtype | None":
     """The autocast type that training would pick for this hardware."""
+    from ncsn_core import training
+
     return training.autocast_dtype(training.pick_precision("auto", device))
 
 
-def image_shape(score: NoiseConditionalScore) -> tuple[int, int, int]:
+def image_shape(score: "NoiseConditionalScore") -> tuple[int, int, int]:
     """Channels, height and width of what a score draws."""
+    from ncsn_core.networks import RefineNet
+
     if not isinstance(score.network, RefineNet):
         raise TypeError(f"only a RefineNet knows its shape; this is a {type(score.network)}")
     return score.network.image_shape
@@ -384,17 +417,6 @@ def image_shape(score: NoiseConditionalScore) -> tuple[int, int, int]:
 
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1."""
-    try:
-        from ncsn_core.book.cli import book
-
-        cli.add_command(book)
-    except ImportError as error:
-        missing = error.name
-        anything = {"ignore_unknown_options": True, "allow_extra_args": True}
-        advice = click.Command(
-            "book", callback=lambda: _no_book(missing), context_settings=anything
-        )
-        cli.add_command(advice)
     try:
         code = cli(prog_name="ncsn", standalone_mode=False)
         ranks.leave()
@@ -410,9 +432,3 @@ def main() -> None:
         if ranks.first_to_report():
             click.echo(f"ncsn: {error}", err=True)
         sys.exit(1)
-
-
-def _no_book(missing: str | None) -> None:
-    raise NCSNError(
-        f"the book's commands need the package {missing!r}: pip install 'ncsn-core[book]'"
-    )

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest
 from torch import Tensor
 
 Points = Float[Tensor, "count dimension"]
@@ -40,6 +39,8 @@ def mode_weights(
     Raises:
         ValueError: for no samples, or samples that are not finite.
     """
+    from scipy.stats import binomtest  # slow to import, and needed here alone
+
     if len(x) == 0:
         raise ValueError("there are no samples to count")
     if not torch.isfinite(x).all():

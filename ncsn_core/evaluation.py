@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from ncsn_core.features import Extractor, Inception, inception_score
 from ncsn_core.networks import DigitClassifier
@@ -94,6 +92,8 @@ def frechet_distance(
     Raises:
         ValueError: for fewer than two images in either set.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds
+
     fewest = min(len(features), len(reference))
     if fewest < 2:
         raise ValueError(f"a covariance needs at least two images; got {fewest}")
@@ -132,6 +132,8 @@ def kernel_distance(
     Raises:
         ValueError: for a subset size below 2 or above the number of images, or no subsets.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     smaller = min(len(features), len(reference))
     if not 2 <= subset_size <= smaller:
         raise ValueError(

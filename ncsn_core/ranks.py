@@ -3,20 +3,22 @@
 Such a process is a *rank*.  Training divides every batch among the ranks, generation the batches.
 What comes out does not depend on how many there are, and a program that no launcher started is one
 rank of one.  The ranks read and write one folder, which all of them have to see.
+
+The command line asks this module before there is anything to compute: torch is imported late.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import ModuleType
 from typing import TYPE_CHECKING
-
-import torch
-import torch.distributed as dist
 
 from ncsn_core.errors import NCSNError
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
 PATIENCE = timedelta(days=1)  # for ranks that are slower; one that is gone is noticed at once
@@ -37,16 +39,20 @@ def local_index() -> int:
     return int(os.environ["LOCAL_RANK"]) if _launched() else 0
 
 
-def fabric(device: torch.device, precision: str) -> "Fabric":
+def fabric(device: "torch.device", precision: str) -> "Fabric":
     """Lightning Fabric over all ranks: distributed data parallel where there are several.
 
     Args:
         device: of this rank.
         precision: Fabric's name of it.
     """
+    # Fabric asks for the version of torchmetrics, which loads all of it, for seconds and in vain.
+    sys.modules.setdefault("torchmetrics", None)  # type: ignore[arg-type]
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    if sys.modules["torchmetrics"] is None:
+        del sys.modules["torchmetrics"]
     if count() == 1:
         devices = [device.index or 0] if device.type == "cuda" else 1
         return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
@@ -80,29 +86,35 @@ def share(total: int) -> slice:
 def wait() -> None:
     """Return when every rank has come here."""
     if count() > 1:
-        _meet()
-        dist.barrier()
+        _meet().barrier()
 
 
 def all_of(flag: bool) -> bool:
     """Whether the flag is up in every rank."""
     if count() == 1:
         return flag
-    _meet()
-    raised = torch.tensor(float(flag))
+    import torch
+
+    dist, raised = _meet(), torch.tensor(float(flag))
     dist.all_reduce(raised, dist.ReduceOp.MIN)
     return bool(raised)
 
 
-def _meet() -> None:
+def _meet() -> ModuleType:
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
+    return dist
 
 
 def leave() -> None:
     """Close the connections to the other ranks, at the end of a program."""
-    if count() > 1 and dist.is_initialized():
-        dist.destroy_process_group()
+    if count() > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -115,7 +127,9 @@ def explained(advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        from torch.distributed import DistError
+
+        lost = isinstance(error, DistError) or "gloo" in str(error).lower()
         if count() == 1 or not lost:
             raise
         raise NCSNError(
@@ -131,6 +145,8 @@ def first_to_report() -> bool:
     """
     if count() == 1:
         return True
+    import torch.distributed as dist
+
     try:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
@@ -145,4 +161,4 @@ def first_to_report() -> bool:
 
 
 def _launched() -> bool:
-    return dist.is_available() and dist.is_torchelastic_launched()
+    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -39,6 +38,9 @@ from ncsn_core.objectives import (
     multilevel_denoising_score_matching,
     multilevel_sliced_score_matching,
 )
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 ADVICE = "The last checkpoint is kept. Try a smaller learning_rate or a gradient_clip"
 Batch = tuple[int, Tensor, torch.Generator]
@@ -397,7 +399,7 @@ class Run:
     def __init__(
         self,
         config: TrainingConfig,
-        fabric: Fabric,
+        fabric: "Fabric",
         device: torch.device,
         share: slice,
         fuse: bool,

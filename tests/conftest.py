@@ -67,7 +67,7 @@ def few_images(mnist_train, monkeypatch):
 @pytest.fixture
 def ncsn(monkeypatch, capsys):
     """Run `ncsn ARGUMENTS`; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(cli.training, "can_compile", lambda device: False)
+    monkeypatch.setattr(training, "can_compile", lambda device: False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ncsn", *map(str, arguments)])

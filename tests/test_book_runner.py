@@ -1,6 +1,7 @@
 """Executing chapters: what is executed again and when, and what is left when something fails."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ncsn_core import files
-from ncsn_core.book import cache, provenance, runner, tree
+from ncsn_core.book import cache, claims, ledger, provenance, runner, tree
 from ncsn_core.book.notebook import PROBE_TAG, default_parameters, read
 
 CHAPTER = Path("notebooks/01_first.ipynb")
@@ -47,18 +48,29 @@ def root(tmp_path):
     return tmp_path
 
 
+LEDGER = """
+- {id: 16, title: a rate, statement: it falls, paper: §1, setting: toy, chapter: 01_first,
+   kind: paper, metric: the slope, accept: {min: -1.1, max: -0.9}, note: measured twice}
+- {id: 17, title: a cost, statement: it is small, paper: §2, setting: toy, chapter: 02_second,
+   kind: paper, metric: the time, accept: {max: 5}}
+"""
+LOADED = ["__init__.py", "schedules.py", "__pycache__/schedules.pyc", "models", "models/mnist.bin"]
+
+
 @pytest.fixture
 def runs(root, monkeypatch):
     """Give the book a package and ledger to change, and a kernel that only counts.
 
-    Returns the list of notebooks executed.
+    It reports that it has loaded `LOADED`, and checks claim 16. Returns the list of notebooks
+    executed.
     """
     package = root / "ncsn_core"
-    package.mkdir()
-    (package / "schedules.py").write_text("first = 1.0\n")
-    (root / "claims.yml").write_text("[]\n")
+    for name in ("__init__.py", "schedules.py", "site.py", "models/mnist.bin", "models/more.bin"):
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text("first")
+    (root / "claims.yml").write_text(LEDGER)
     monkeypatch.setattr(provenance, "PACKAGE", package)
-    monkeypatch.setattr(cache.ledger, "find_ledger", lambda: root / "claims.yml")
+    monkeypatch.setattr(ledger, "find_ledger", lambda: root / "claims.yml")
     executed = []
 
     def run(root, notebook, source, parameters, timeout):
@@ -67,7 +79,13 @@ def runs(root, monkeypatch):
         for cell in finished.cells:
             if cell.cell_type == "code":
                 cell.outputs = [new_output("stream", text=f"output {len(executed)}\n")]
-        report = new_output("display_data", metadata={"ncsn": provenance.record()})
+        check = {"claim": 16, "part": "", "value": -1.0, "spread": None}
+        line = {"text/plain": str(claims.from_metadata(check, ledger.load_ledger()))}
+        verdict = new_output("display_data", data=line, metadata={"ncsn": check})
+        finished.cells[-1].outputs.append(verdict)
+        loaded = [f"ncsn_core/{name}" for name in LOADED]
+        known = {"ncsn": provenance.record(), "files": loaded}
+        report = new_output("display_data", metadata=known)
         probe = new_code_cell("probe", outputs=[report], metadata={"tags": [PROBE_TAG]})
         finished.cells.append(probe)
         return finished
@@ -100,25 +118,41 @@ def edit_caption(root):
     nbformat.write(notebook, root / CHAPTER)
 
 
-def edit_package(root):
-    (root / "ncsn_core" / "schedules.py").write_text("first = 2.0\n")
+def edit_module(root):
+    (root / "ncsn_core" / "schedules.py").write_text("second")
 
 
-def add_to_package(root):
-    (root / "ncsn_core" / "models").mkdir()
-    (root / "ncsn_core" / "models" / "weights.bin").write_bytes(b"weights")
-
-
-def rename_in_package(root):
+def rename_module(root):
     (root / "ncsn_core" / "schedules.py").rename(root / "ncsn_core" / "noise.py")
+
+
+def edit_record(root):
+    (root / "ncsn_core" / "models" / "mnist.bin").write_text("second")
+
+
+def add_record(root):
+    (root / "ncsn_core" / "models" / "new.bin").write_text("first")
 
 
 def edit_lock(root):
     (root / "requirements.lock").write_text("torch==2.7\n")
 
 
-def edit_ledger(root):
-    (root / "claims.yml").write_text("[{}]\n")
+def edit_ledger(root, right, wrong):
+    assert LEDGER.count(right) == 1
+    (root / "claims.yml").write_text(LEDGER.replace(right, wrong))
+
+
+def narrow_the_band(root):
+    edit_ledger(root, "max: -0.9", "max: -0.95")
+
+
+def rename_the_metric(root):
+    edit_ledger(root, "the slope", "the exponent")
+
+
+def drop_the_claim(root):
+    edit_ledger(root, "id: 16", "id: 18")
 
 
 def add_checkpoint(root):
@@ -131,11 +165,13 @@ def add_checkpoint(root):
     [
         (edit_markdown, "changed: notebook"),
         (edit_caption, "changed: notebook"),
-        (edit_package, "changed: ncsn_core"),
-        (add_to_package, "changed: ncsn_core"),
-        (rename_in_package, "changed: ncsn_core"),
+        (edit_module, "changed: ncsn_core/schedules.py"),
+        (rename_module, "changed: ncsn_core/schedules.py"),
+        (edit_record, "changed: ncsn_core/models/mnist.bin"),
+        (add_record, "changed: ncsn_core/models)"),
         (edit_lock, "changed: requirements.lock"),
-        (edit_ledger, "changed: claims"),
+        (narrow_the_band, "changed: claim 16"),
+        (rename_the_metric, "changed: claim 16"),
         (add_checkpoint, "changed: checkpoints"),
     ],
 )
@@ -146,6 +182,68 @@ def test_changing_an_ingredient_executes_again_and_says_which(root, runs, change
     assert not runner.execute(root, CHAPTER, report=lines.append).cached
     assert reason in lines[0]
     assert runner.execute(root, CHAPTER).cached
+
+
+def test_a_claim_that_left_the_ledger_executes_again(root, runs):
+    runner.execute(root, CHAPTER)
+    drop_the_claim(root)
+    key = cache.key(root, CHAPTER, read(root / CHAPTER), {})
+    assert cache.find(root, CHAPTER, key) == "changed: claim 16"
+
+
+def edit_a_page_builder(root):
+    (root / "ncsn_core" / "site.py").write_text("second")
+
+
+def add_a_module(root):
+    (root / "ncsn_core" / "new.py").write_text("first")
+
+
+def edit_another_record(root):
+    (root / "ncsn_core" / "models" / "more.bin").write_text("second")
+
+
+def edit_the_note_of_a_claim(root):
+    edit_ledger(root, "measured twice", "measured three times")
+
+
+def edit_the_statement_of_a_claim(root):
+    edit_ledger(root, "it falls", "it falls quickly")
+
+
+def edit_another_claim(root):
+    edit_ledger(root, "max: 5", "max: 4")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit_a_page_builder,
+        add_a_module,
+        edit_another_record,
+        edit_the_note_of_a_claim,
+        edit_the_statement_of_a_claim,
+        edit_another_claim,
+    ],
+)
+def test_what_the_kernel_did_not_load_executes_nothing(root, runs, change):
+    runner.execute(root, CHAPTER)
+    change(root)
+    assert runner.execute(root, CHAPTER).cached
+
+
+def test_an_edit_during_the_execution_is_not_taken_for_what_ran(root, runs, monkeypatch):
+    run = runner._run
+
+    def edited(*arguments):
+        edit_module(root)
+        return run(*arguments)
+
+    monkeypatch.setattr(runner, "_run", edited)
+    runner.execute(root, CHAPTER)
+    lines = []
+    assert not runner.execute(root, CHAPTER, report=lines.append).cached
+    assert "changed: ncsn_core/schedules.py" in lines[0]
 
 
 def test_editing_a_checkpoint_that_a_parameter_names_executes_again(root, runs):
@@ -257,7 +355,7 @@ def test_a_full_disk_leaves_the_cached_copy_as_it_was(root, runs, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    edit_package(root)
+    edit_module(root)
     with monkeypatch.context() as patch:
         patch.setattr(cache, "write_atomically", full)
         with pytest.raises(runner.ChapterError, match="No space left on device"):
@@ -341,6 +439,29 @@ def test_a_chapter_runs_in_its_own_folder_with_its_own_python(real):
     assert runner.execute(real, CHAPTER, parameters={"seed": 7}).cached
     left = sorted(path.name for path in outcome.executed.parent.iterdir())
     assert left == ["01_first.ipynb", "01_first.key.json"]
+
+
+def test_a_kernel_reports_the_modules_and_records_that_it_loaded(real):
+    write(
+        real / CHAPTER,
+        "from ncsn_core import files\n"
+        "package = files.Path(files.__file__).parent\n"
+        "(package / 'profiles.yaml').read_text()\n"
+        "len(list((package / 'models').glob('*/manifest.json')))",
+        "[name for name in ('provenance', 'watch') if name in globals()]",
+    )
+    outcome = runner.execute(real, CHAPTER)
+    executed = nbformat.read(outcome.executed, as_version=4)
+    assert [cell.execution_count for cell in executed.cells] == [1, 2]
+    assert executed.cells[1].outputs[0].data["text/plain"] == "[]"
+    assert "files" not in executed.metadata["ncsn"]
+    found = json.loads(cache.key_path(real, CHAPTER).read_text())["files"]
+    names = ["__init__", "book/__init__", "book/provenance", "errors", "files"]
+    expected = {*(f"{name}.py" for name in names), "profiles.yaml", "models"}
+    assert found.keys() == {f"ncsn_core/{name}" for name in expected}
+    assert (
+        found["ncsn_core/files.py"] == hashlib.sha256(Path(files.__file__).read_bytes()).hexdigest()
+    )
 
 
 def test_a_failing_cell_is_named_and_its_partial_output_kept(real):

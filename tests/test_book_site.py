@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from ncsn_core.book import cache, cli, runner, site
+from ncsn_core.book import cache, runner, site
 from ncsn_core.book.cli import book
 from ncsn_core.book.ledger import load_ledger
 from ncsn_core.book.tree import BookError
@@ -432,7 +432,7 @@ def test_parameters_reach_the_one_chapter_that_is_named(counted):
 
 
 def test_building_executes_renders_and_prints_the_scorecard(counted, root, monkeypatch):
-    monkeypatch.setattr(cli.site, "build", lambda *_, **__: root / "_build/html/index.html")
+    monkeypatch.setattr(site, "build", lambda *_, **__: root / "_build/html/index.html")
     result = invoke("build", "--force")
     assert result.exit_code == 0, result.output
     assert [(notebook, force) for notebook, _, force, _ in counted] == [

@@ -1,12 +1,13 @@
 """The command line: what it prints, what it writes, and its exit codes."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from ncsn_core import checkpoints, cli
+from ncsn_core import checkpoints, cli, data, evaluation, features, generation, ranks, training
 from ncsn_core.config import presets, profiles
 from ncsn_core.features import Extractor, Inception
 from ncsn_core.networks import NoiseConditionalScore
@@ -40,6 +41,13 @@ def test_help_of_train_lists_presets_and_profiles(ncsn):
     _, out, _ = ncsn("train", "--help")
     for name in (*presets(), *profiles()):
         assert name in out
+
+
+def test_the_choices_are_those_of_the_library():
+    choices = {option.name: option.type for option in cli.train.params}
+    assert tuple(choices["precision"].choices) == training.PRECISIONS
+    choices = {option.name: option.type for option in cli.train_classifier_command.params}
+    assert list(choices["dataset"].choices) == list(features.CLASSIFIERS)
 
 
 def test_training_writes_a_checkpoint_and_says_where(ncsn, tiny_run):
@@ -123,15 +131,15 @@ def drawn(monkeypatch):
         asked.append({"count": count} | options)
         return torch.rand(count, *shape)
 
-    monkeypatch.setattr(cli, "generate", noise)
+    monkeypatch.setattr(generation, "generate", noise)
     return asked
 
 
 def test_beyond_smoke_all_training_images_are_the_reference(
     ncsn, record, tmp_path, mnist_train, monkeypatch, drawn
 ):
-    monkeypatch.setattr(cli.data, "load_images", lambda *_, **__: mnist_train[:2100])
-    monkeypatch.setattr(cli, "measure", lambda *_, **__: {})
+    monkeypatch.setattr(data, "load_images", lambda *_, **__: mnist_train[:2100])
+    monkeypatch.setattr(evaluation, "measure", lambda *_, **__: {})
     arguments = ("--count", 4, "--device", "cpu", "--folder", tmp_path / "samples")
     for profile, images in (("smoke", "2,000"), ("cpu", "2,100")):
         code, out, err = ncsn("evaluate", record.folder, "--profile", profile, *arguments)
@@ -141,8 +149,10 @@ def test_beyond_smoke_all_training_images_are_the_reference(
 
 
 def test_one_of_several_processes_evaluates_the_samples(ncsn, record, monkeypatch, drawn):
-    monkeypatch.setattr(cli.ranks, "index", lambda: 1)
-    monkeypatch.setattr(cli, "measure", lambda *_, **__: pytest.fail("the first one measures"))
+    monkeypatch.setattr(ranks, "index", lambda: 1)
+    monkeypatch.setattr(
+        evaluation, "measure", lambda *_, **__: pytest.fail("the first one measures")
+    )
     code, out, err = ncsn("evaluate", record.folder, "--count", 4, "--device", "cpu")
     assert (code, out) == (0, ""), err
     assert len(drawn) == 1
@@ -185,7 +195,7 @@ def test_color_from_its_files_to_its_numbers(
         asked.append((arguments[0], options))
         return Extractor("small inception", SmallInception())
 
-    monkeypatch.setattr(cli, "load_extractor", extractor)
+    monkeypatch.setattr(features, "load_extractor", extractor)
     run = tmp_path / "run"
     tiny = ["--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2"]
     for steps in (1, 2):
@@ -319,14 +329,14 @@ def test_a_dataset_that_is_not_there_names_its_place(ncsn, tmp_path, monkeypatch
 
 def test_an_interrupt_exits_with_130_and_keeps_the_run(ncsn, tmp_path, monkeypatch):
     steps = []
-    advance = cli.training.Run.advance
+    advance = training.Run.advance
 
     def interrupted(self, *arguments):
         advance(self, *arguments)
         steps.append(self.step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.training.Run, "advance", interrupted)
+    monkeypatch.setattr(training.Run, "advance", interrupted)
     folder = tmp_path / "run"
     code, _, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
     assert code == 130
@@ -338,23 +348,25 @@ def test_what_another_process_has_reported_is_not_said_again(ncsn, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.ranks, "first_to_report", lambda: False)
+    monkeypatch.setattr(ranks, "first_to_report", lambda: False)
     assert ncsn("train", "mnst") == (1, "", "")
-    monkeypatch.setattr(cli.training, "train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     code, out, err = ncsn("train", "mnist")
     assert (code, out, err.strip()) == (130, "", "")
 
 
-def test_without_the_books_tools_the_command_says_how_to_get_them(ncsn, monkeypatch):
-    monkeypatch.setattr(cli.cli, "commands", dict(cli.cli.commands))
-    monkeypatch.setitem(sys.modules, "ncsn_core.book.cli", None)
-    for command in (["book"], ["book", "html"], ["book", "build", "--force"]):
-        code, _, err = ncsn(*command)
-        assert code == 1
-        assert "pip install 'ncsn-core[book]'" in err
-    code, out, _ = ncsn("models")  # the others work
-    assert code == 0
-    assert "mnist:" in out
+@pytest.mark.parametrize("arguments", [["html"], ["build", "--force"]])
+def test_without_the_books_tools_the_command_says_how_to_get_them(arguments):
+    without = "import sys; sys.modules['nbformat'] = None; from ncsn_core.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", without, "book", *arguments],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "nbformat is not installed" in result.stderr
+    assert "pip install 'ncsn-core[book]'" in result.stderr
 
 
 def test_only_a_refinenet_knows_the_shape_of_its_images():
@@ -364,8 +376,6 @@ def test_only_a_refinenet_knows_the_shape_of_its_images():
 
 
 def test_every_command_works_as_a_module():
-    import subprocess
-
     result = subprocess.run(
         [sys.executable, "-m", "ncsn_core", "--version"], capture_output=True, text=True
     )

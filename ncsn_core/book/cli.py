@@ -1,4 +1,7 @@
-"""The commands `ncsn book ...`: execute the chapters, render the site, print the scorecard."""
+"""The commands `ncsn book ...`: execute the chapters, render the site, print the scorecard.
+
+Every command imports what it needs, as in `ncsn_core.cli`.
+"""
 
 import ast
 import functools
@@ -6,16 +9,18 @@ import http.server
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ncsn_core.book import cache, claims, provenance, runner, scorecard, site
-from ncsn_core.book.ledger import load_ledger
-from ncsn_core.book.notebook import is_executed, read
+from ncsn_core.book import provenance
 from ncsn_core.book.tree import BUILD, BookError, chapters, find_root, select
 from ncsn_core.errors import NCSNError
 from ncsn_core.files import exclusive
+
+if TYPE_CHECKING:
+    from ncsn_core.book.runner import Outcome
+    from ncsn_core.book.scorecard import Row
 
 
 class Failure(click.ClickException):
@@ -101,11 +106,14 @@ def _with_execution_options(command: Callable[..., None]) -> Callable[..., None]
 def build(strict: bool, force: bool, timeout: float | None, jobs: int) -> None:
     """Execute what has changed, render the site, print the page to open and the scorecard.
 
-    An executed chapter is kept in _build/executed/ and used again until its notebook, anything in
-    ncsn_core, the ledger of claims, requirements.lock, or a checkpoint that it names changes.
+    An executed chapter is kept in _build/executed/ and used again until its notebook, a module or
+    a record of ncsn_core that it loaded, a claim that it checked, requirements.lock, or a
+    checkpoint that it names changes.
 
     Exit code 1: a chapter failed, the site has an error, or a claim fails that should hold.
     """
+    from ncsn_core.book import site
+
     root = find_root()
     _execute(root, select(root, []), force, timeout, jobs)
     index = site.build(root, executed=True, strict=strict)
@@ -147,6 +155,8 @@ def execute(
       ncsn book execute 10_ncsn --force
       ncsn book execute training/train_ncsn -p profile cpu
     """
+    from ncsn_core.book import runner
+
     root = find_root()
     notebooks = select(root, list(names))
     if not parameters:
@@ -171,7 +181,9 @@ def _literal(text: str) -> Any:
 
 def _execute(
     root: Path, notebooks: list[Path], force: bool, timeout: float | None, jobs: int
-) -> list[runner.Outcome]:
+) -> "list[Outcome]":
+    from ncsn_core.book import runner
+
     done, failed = runner.execute_all(
         root, notebooks, force=force, timeout=timeout, jobs=jobs, report=click.echo
     )
@@ -193,6 +205,8 @@ def refresh(names: tuple[str, ...], force: bool, timeout: float | None, jobs: in
     version), and a notebook whose outputs are the same is not touched, so that the difference to
     the last commit shows what changed and nothing else.
     """
+    from ncsn_core.book import runner
+
     root = find_root()
     for outcome in _execute(root, select(root, list(names)), force, timeout, jobs):
         changed = runner.refresh(root, outcome)
@@ -208,6 +222,8 @@ def html(strict: bool) -> None:
 
     The site appears in _build/html/, and jupyter-book's whole log in _build/site.log.
     """
+    from ncsn_core.book import site
+
     click.echo(f"Open {site.build(find_root(), strict=strict)}")
 
 
@@ -231,7 +247,11 @@ def print_scorecard(stored: bool, complete: bool) -> None:
         raise BookError(f"not measured by their own chapters: {_listed(forgotten)}")
 
 
-def _scorecard_of(root: Path, stored: bool) -> list[scorecard.Row]:
+def _scorecard_of(root: Path, stored: bool) -> "list[Row]":
+    from ncsn_core.book import cache, claims, scorecard
+    from ncsn_core.book.ledger import load_ledger
+    from ncsn_core.book.notebook import is_executed, read
+
     paths = []
     for notebook in chapters(root):
         executed = cache.executed_path(root, notebook)
@@ -241,11 +261,13 @@ def _scorecard_of(root: Path, stored: bool) -> list[scorecard.Row]:
     return scorecard.rows(ledger, claims.collect(paths, ledger), ran)
 
 
-def _rendered(table: list[scorecard.Row]) -> str:
+def _rendered(table: "list[Row]") -> str:
+    from ncsn_core.book import scorecard
+
     return scorecard.render(table, width=shutil.get_terminal_size((110, 24)).columns)
 
 
-def _fail_on_regressions(table: list[scorecard.Row]) -> None:
+def _fail_on_regressions(table: "list[Row]") -> None:
     failing = sorted({row.claim.id for row in table if row.regressed})
     if failing:
         raise BookError(f"claims that should hold and fail: {_listed(failing)}")

@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, device, threads and time."""
+"""Where a number comes from: commit, device, threads, time, and the files that were loaded."""
 
 import datetime
 import functools
@@ -74,3 +74,30 @@ def now() -> str:
 def record() -> dict[str, Any]:
     """Return commit, device, threads and time of this process, ready for JSON."""
     return {"commit": commit(), "device": device(), "threads": threads(), "time": now()}
+
+
+_opened: set[str] = set()
+
+
+def watch() -> None:
+    """Note from now on which files this process opens and which folders it lists, for `loaded`."""
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.listdir", "os.scandir"):
+            path = arguments[0]
+            if isinstance(path, str | bytes | os.PathLike):
+                _opened.add(os.path.abspath(os.fsdecode(path)))
+
+    sys.addaudithook(note)
+
+
+def loaded() -> list[str]:
+    """Return what this process has loaded of the package: its modules, and all since `watch`.
+
+    Paths begin with the package's name.
+    """
+    name = PACKAGE.name
+    modules = [sys.modules[module] for module in sys.modules if module.split(".")[0] == name]
+    paths = {str(module.__file__) for module in modules} | {p for p in _opened if name in p}
+    inside = {path for path in map(Path.resolve, map(Path, paths)) if path.is_relative_to(PACKAGE)}
+    return sorted(path.relative_to(PACKAGE.parent).as_posix() for path in inside)

@@ -32,9 +32,13 @@ from ncsn_core.files import write_atomically
 PROBE = (
     "from IPython.display import display\n"
     "from ncsn_core.book import provenance\n"
-    "display({'text/plain': ''}, raw=True, metadata={'ncsn': provenance.record()})"
+    "report = {'ncsn': provenance.record(), 'files': provenance.loaded()}\n"
+    "display({'text/plain': ''}, raw=True, metadata=report)"
 )
-"""A last cell, removed again, that asks the kernel which device and threads it computed with."""
+"""A last cell, removed again, that asks the kernel where it computed, and what it has loaded."""
+
+WATCH = "__import__('ncsn_core.book.provenance', fromlist=['watch']).watch()"
+"""Before the first cell: a line of no cell, which leaves no name behind."""
 
 KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # a progress bar in a stored output differs on every machine
@@ -98,15 +102,18 @@ def execute(
         return Outcome(notebook, executed, True, found)
 
     report(f"{notebook}: executing ({found if isinstance(found, str) else 'forced'})")
+    package = cache.package()
     started = time.monotonic()
     finished = _run(root, notebook, source, given, timeout)
     seconds = time.monotonic() - started
     record = {"seconds": round(seconds, 1), "parameters": {**defaults, **given}}
     clean = without_traces(finished)
     _refuse_floods(notebook, clean)
-    clean.metadata[METADATA_KEY] = {**_probed(finished), **record}
+    probed = _probed(finished)
+    clean.metadata[METADATA_KEY] = {**probed[METADATA_KEY], **record}
+    files = {name: package[name] for name in probed["files"] if name in package}
     try:
-        cache.store(root, notebook, clean, made_from, seconds)
+        cache.store(root, notebook, clean, made_from, files, seconds)
     except OSError as error:
         raise ChapterError(notebook, f"its outputs could not be written: {error}") from error
     report(f"{notebook}: executed in {seconds:.0f} s")
@@ -141,7 +148,7 @@ def _refuse_floods(notebook: Path, executed: NotebookNode) -> None:
 def _probed(finished: NotebookNode) -> dict[str, Any]:
     """Return what the probe cell reported."""
     probes = [cell for cell in finished.cells if PROBE_TAG in cell.metadata.get("tags", [])]
-    return dict(probes[-1].outputs[-1].metadata[METADATA_KEY])
+    return dict(probes[-1].outputs[-1].metadata)
 
 
 def _run(
@@ -170,7 +177,7 @@ def _run(
                 language="python",
                 progress_bar=False,
                 kernel_manager_class=_own_kernel(),
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=ERROR", f"--IPKernelApp.exec_lines={WATCH}"],
                 shutdown_kernel="immediate",
                 resources={"metadata": {"path": str((root / notebook).parent)}},
                 timeout_func=_countdown(timeout),

@@ -3,16 +3,35 @@
 And what the score is compared with: an adversarial pair, a PixelCNN, an energy model.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from ncsn_core.networks.classifier import DigitClassifier
-from ncsn_core.networks.energy_model import EnergyModel
-from ncsn_core.networks.gan import Discriminator, Generator
-from ncsn_core.networks.mlp import MLP, ConditionalMLP, Ensemble
-from ncsn_core.networks.pixelcnn import PixelCNN
-from ncsn_core.networks.refinenet import RefineNet
-from ncsn_core.networks.residual_autoencoder import ResidualAutoencoder
-from ncsn_core.networks.score import ContinuousScore, EnergyScore, NoiseConditionalScore
+from ncsn_core.lazy import names_of
+
+if TYPE_CHECKING:
+    from ncsn_core.networks.classifier import DigitClassifier
+    from ncsn_core.networks.energy_model import EnergyModel
+    from ncsn_core.networks.gan import Discriminator, Generator
+    from ncsn_core.networks.mlp import MLP, ConditionalMLP, Ensemble
+    from ncsn_core.networks.pixelcnn import PixelCNN
+    from ncsn_core.networks.refinenet import RefineNet
+    from ncsn_core.networks.residual_autoencoder import ResidualAutoencoder
+    from ncsn_core.networks.score import ContinuousScore, EnergyScore, NoiseConditionalScore
+else:
+    __getattr__, __dir__ = names_of(
+        __name__,
+        {
+            "classifier": "DigitClassifier",
+            "energy_model": "EnergyModel",
+            "gan": "Discriminator Generator",
+            "mlp": "MLP ConditionalMLP Ensemble",
+            "pixelcnn": "PixelCNN",
+            "refinenet": "RefineNet",
+            "residual_autoencoder": "ResidualAutoencoder",
+            "score": "ContinuousScore EnergyScore NoiseConditionalScore",
+        },
+    )
 
 __all__ = [
     "MLP",

@@ -6,14 +6,33 @@ every update to `callback` as a `State`, and never print.  The two solvers that 
 steps, at the end of `ode`, have no callback.
 """
 
-from ncsn_core.samplers.annealed import annealed_langevin
-from ncsn_core.samplers.consistent import consistent_annealed
-from ncsn_core.samplers.inpainting import inpaint
+from typing import TYPE_CHECKING
+
+from ncsn_core.lazy import names_of
+
+# At once, and after their modules, which have the same names and would stand in their places.
 from ncsn_core.samplers.langevin import langevin
 from ncsn_core.samplers.mala import Mala, mala, score_of
-from ncsn_core.samplers.ode import log_likelihood, probability_flow, solve_probability_flow
-from ncsn_core.samplers.reverse import reverse_diffusion
-from ncsn_core.samplers.state import State
+
+if TYPE_CHECKING:
+    from ncsn_core.samplers.annealed import annealed_langevin
+    from ncsn_core.samplers.consistent import consistent_annealed
+    from ncsn_core.samplers.inpainting import inpaint
+    from ncsn_core.samplers.ode import log_likelihood, probability_flow, solve_probability_flow
+    from ncsn_core.samplers.reverse import reverse_diffusion
+    from ncsn_core.samplers.state import State
+else:
+    __getattr__, __dir__ = names_of(
+        __name__,
+        {
+            "annealed": "annealed_langevin",
+            "consistent": "consistent_annealed",
+            "inpainting": "inpaint",
+            "ode": "log_likelihood probability_flow solve_probability_flow",
+            "reverse": "reverse_diffusion",
+            "state": "State",
+        },
+    )
 
 __all__ = [
     "Mala",

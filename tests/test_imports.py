@@ -1,0 +1,66 @@
+"""What an import brings along: the heavy packages come when something needs them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ncsn_core import networks, samplers
+
+# Training and distances need these, and they take two to ten seconds each.
+HEAVY = {"lightning_fabric", "torchmetrics", "torchvision", "torch._dynamo", "torch._inductor"}
+HEAVY |= {"torch_fidelity", "scipy.signal", "scipy.stats", "sympy", "matplotlib", "nbformat"}
+EVERYTHING = """
+import importlib, pkgutil, ncsn_core
+for module in pkgutil.iter_modules(ncsn_core.__path__, "ncsn_core."):
+    if module.name != "ncsn_core.__main__":
+        importlib.import_module(module.name)
+"""
+
+
+def loaded(statements: str, *arguments: str) -> set[str]:
+    """The modules that a fresh process has loaded after these statements."""
+    report = "import atexit, sys; atexit.register(lambda: print('\\n', *sys.modules))\n"
+    command = [sys.executable, "-c", report + statements, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(result.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["book", "--help"], ["train", "--help"]])
+def test_help_needs_none_of_the_packages_that_compute(arguments):
+    found = loaded("from ncsn_core.cli import main; main()", *arguments)
+    assert "ncsn_core.book.cli" in found
+    assert not found & (HEAVY | {"torch", "numpy", "yaml", "IPython"})
+
+
+def test_a_claim_is_checked_with_none_of_them_and_without_what_makes_the_pages():
+    found = loaded("from ncsn_core.book import claims")
+    assert not found & (HEAVY | {"torch", "numpy", "IPython"})
+    book = {name for name in found if name.startswith("ncsn_core.book.")}
+    assert book == {f"ncsn_core.book.{name}" for name in ("claims", "ledger", "provenance")}
+
+
+def test_no_module_of_the_package_needs_what_only_some_of_its_functions_do():
+    found = loaded(EVERYTHING)
+    assert {"torch", "ncsn_core.training", "ncsn_core.evaluation"} <= found
+    assert not found & HEAVY
+    rivals = {"gan", "pixelcnn", "energy_model", "residual_autoencoder"}
+    assert not found & {f"ncsn_core.networks.{name}" for name in rivals}
+    assert not found & {f"ncsn_core.samplers.{name}" for name in ("ode", "reverse", "inpainting")}
+
+
+@pytest.mark.slow
+def test_fabric_comes_without_the_package_whose_version_it_asks_for():
+    start = "import torch; from ncsn_core import ranks; ranks.fabric(torch.device('cpu'), "
+    found = loaded(start + "'32-true')")
+    assert "lightning_fabric" in found
+    assert not found & {"torchmetrics", "torchvision"}
+
+
+@pytest.mark.parametrize("package", [networks, samplers])
+def test_every_name_of_a_package_is_there_once_it_is_asked_for(package):
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
