@@ -29,6 +29,7 @@ def train_classifier(
     learning_rate: float = 2e-3,
     seed: int = 0,
     train_images: int | None = None,
+    test_images: int | None = None,
     device: str = "cpu",
     download: bool = False,
     progress: bool = True,
@@ -39,7 +40,7 @@ def train_classifier(
         folder: where the checkpoint goes, once, at the end.
         dataset: "mnist" or "fashion_mnist".
         epochs, batch_size, learning_rate, seed: the usual.
-        train_images: use the first so many images; all when None.
+        train_images, test_images: use the first so many images; all when None.
         device: where to train.
         download: fetch a data set that is not on this machine.
         progress: show a bar.
@@ -80,8 +81,8 @@ def train_classifier(
         raise NonFiniteLossError("the classifier's loss is not finite; try a smaller learning_rate")
 
     network.eval()
-    test = to_unit(load_images(dataset, "test", device=device))
-    truth = load_labels(dataset, "test").to(device)
+    test = to_unit(load_images(dataset, "test", device=device)[:test_images])
+    truth = load_labels(dataset, "test")[:test_images].to(device)
     return checkpoints.save(
         folder,
         {"weights": network.state_dict()},

@@ -6,6 +6,7 @@ distribution here answers `log_density(x, sigma)` and `score(x, sigma)` for q_σ
 those concentrated on a curve or a plane do not have.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ Points = Float[Tensor, "batch dimension"]
 Values = Float[Tensor, " batch"]
 Sigma = float | Float[Tensor, " batch"]
 
-PANEL = 40  # points of Gauss's rule on one panel of a curve
+# Gauss's rule on one panel of a curve: positions in [−1, 1] and weights.
+POSITIONS, WEIGHTS = map(torch.from_numpy, np.polynomial.legendre.leggauss(40))
 
 
 class Distribution(Protocol):
@@ -138,10 +140,7 @@ class GaussianMixture:
 
     def log_components(self, x: Points, sigma: Sigma = 0.0) -> Float[Tensor, "batch components"]:
         """log w_k N(x; μ_k, Σ_k + σ²I), each component's share of the noised density."""
-        along, variances = self._standardized(x, sigma)
-        exponent = (along.square() / variances).sum(-1)
-        normalizer = variances.log().sum(-1) + self.dimension * math.log(2 * math.pi)
-        return self.weights.log() - 0.5 * (exponent + normalizer)
+        return self._log_components(*self._standardized(x, sigma))
 
     def log_density(self, x: Points, sigma: Sigma = 0.0) -> Values:
         """log q_σ(x) [batch], in nats; ValueError for σ = 0 where p has no density."""
@@ -157,7 +156,8 @@ class GaussianMixture:
         pull = -along / variances
         if self.rotations is not None:
             pull = torch.einsum("kij,bkj->bki", self.rotations, pull)
-        return (self.responsibilities(x, sigma).unsqueeze(-1) * pull).sum(1)
+        responsibilities = self._log_components(along, variances).softmax(-1)
+        return (responsibilities.unsqueeze(-1) * pull).sum(1)
 
     def _standardized(self, x: Points, sigma: Sigma) -> tuple[Tensor, Tensor]:
         """x − μ_k along each component's axes, and the variances there: [batch, K, D] both."""
@@ -166,6 +166,12 @@ class GaussianMixture:
         if self.rotations is not None:
             offset = torch.einsum("kij,bki->bkj", self.rotations, offset)
         return offset, self.variances + variance.reshape(-1, 1, 1)
+
+    def _log_components(self, along: Tensor, variances: Tensor) -> Tensor:
+        """`log_components` from what `_standardized` returns."""
+        exponent = (along.square() / variances).sum(-1)
+        normalizer = variances.log().sum(-1) + self.dimension * math.log(2 * math.pi)
+        return self.weights.log() - 0.5 * (exponent + normalizer)
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ class Curve:
         """D, the number of coordinates."""
         return self.path(torch.zeros(1)).shape[1]
 
-    @property
+    @functools.cached_property
     def smallest_sigma(self) -> float:
         """The largest distance between neighboring points of the integral."""
         points, _ = self._rule()
@@ -215,13 +221,10 @@ class Curve:
 
     def _rule(self) -> tuple[Tensor, Tensor]:
         """Points of the curve and their weights: Gauss–Legendre on equal panels of [0, 1]."""
-        panels = -(-self.nodes // PANEL)
-        position, weight = (
-            torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(PANEL)
-        )
+        panels = -(-self.nodes // len(WEIGHTS))
         start = torch.arange(panels, dtype=torch.float64).unsqueeze(1)
-        t = (start + (position + 1) / 2) / panels
-        return self.path(t.flatten()), (weight / (2 * panels)).repeat(panels)
+        t = (start + (POSITIONS + 1) / 2) / panels
+        return self.path(t.flatten()), (WEIGHTS / (2 * panels)).repeat(panels)
 
     def _exponents(self, x: Points, sigma: Sigma) -> tuple[Tensor, Tensor, Tensor]:
         """Logarithms of the integral's terms [batch, nodes], σ² [batch] and the points."""

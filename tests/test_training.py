@@ -768,9 +768,11 @@ def two_digits(monkeypatch):
 
 @pytest.mark.usefixtures("two_digits")
 def test_classifier_learns_and_is_kept_with_its_accuracy(tmp_path):
-    record = train_classifier(tmp_path, epochs=3, batch_size=10, progress=False)
+    budget = {"epochs": 3, "batch_size": 10, "train_images": 90, "test_images": 60}
+    record = train_classifier(tmp_path, **budget, progress=False)
     assert record.kind == "classifier"
-    assert record.metrics == {"test_accuracy": 1.0, "test_images": 100}
+    assert record.config["train_images"] == 90
+    assert record.metrics == {"test_accuracy": 1.0, "test_images": 60}
     assert len(record.history["loss"]) == 3
     assert record.history["loss"][-1] < 0.5
     assert checkpoints.load(tmp_path).classifier()(torch.rand(1, 1, 28, 28)).shape == (1, 10)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -193,8 +194,7 @@ def block_average(
         )
     if size == large:
         return images
-    blocks = images.unflatten(3, (size, -1)).unflatten(2, (size, -1))
-    return blocks.float().mean((3, 5)).round().to(torch.uint8)
+    return F.avg_pool2d(images.float(), large // size).round().to(torch.uint8)
 
 
 def to_unit(images: Images) -> Float[Tensor, "count channel height width"]:
