@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +23,31 @@ from ncsn_core.config import load_config
 from ncsn_core.data import load_images
 from ncsn_core.files import write_atomically
 
-# The same examples on every machine and in every run, and nothing left in the working tree.
-settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
-settings.load_profile("repeatable")
+# The same examples on every machine and in every run, and nothing left in the working tree: a few
+# in the suite, and many under `make stress`.
+for profile, examples in (("suite", 15), ("stress", 300)):
+    settings.register_profile(
+        profile, deadline=None, derandomize=True, database=None, max_examples=examples
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+FAST = 3.0
+"""Seconds of processor time that a test may take which is not marked slow."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Fail a fast test that is none, so that `make quick` stays quick."""
+    begin = time.process_time()
+    result = yield
+    spent = time.process_time() - begin
+    slow = any(item.get_closest_marker(name) for name in ("slow", "stress", "browser", "colab"))
+    if spent > FAST and not slow and "coverage" not in sys.modules:  # which takes time itself
+        pytest.fail(
+            f"took {spent:.1f} s of processor time, and a test that is not marked slow takes at "
+            f"most {FAST:.0f}: make it faster, or mark it slow"
+        )
+    return result
 
 
 @pytest.fixture(autouse=True)

@@ -37,8 +37,18 @@ def network(shape, seed=0):
     return nn.Sequential(nn.Flatten(), inner, nn.Unflatten(1, shape)).double()
 
 
-def points(batch, shape, seed=0):
-    return torch.randn(batch, *shape, dtype=torch.float64, generator=generator_for(seed, 1))
+def points(batch, shape, seed=0, dtype=torch.float64):
+    return torch.randn(batch, *shape, dtype=dtype, generator=generator_for(seed, 1))
+
+
+def column(sigma, x):
+    """σ of each sample, with as many dimensions as x."""
+    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def point_mass(x, sigma):
+    """∇ log q_σ of data that is always 0: −x/σ²."""
+    return -x / column(sigma, x) ** 2
 
 
 @st.composite

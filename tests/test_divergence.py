@@ -271,26 +271,17 @@ def test_every_sample_has_a_direction_of_its_own(kind):
     assert len(v.unique(dim=0)) == 200
 
 
-@pytest.mark.parametrize(
-    "estimate",
-    [
-        lambda x, g: hutchinson_divergence(network((3,)), x, count=2, generator=g),
-        lambda x, g: hutchinson_divergence(network((3,)), x, kind="sphere", generator=g),
-        lambda x, g: antisymmetry(network((3,)), x, count=2, generator=g),
-        lambda x, g: projections(x, "rademacher", g),
-    ],
-    ids=["gaussian", "sphere", "antisymmetry", "rademacher"],
-)
-def test_the_generator_alone_decides_what_is_drawn(estimate):
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_the_generator_alone_decides_what_is_drawn(kind):
     x = points(20, (3,))
     with global_generator_untouched():
-        first, again, other = (estimate(x, generator_for(seed)) for seed in (5, 5, 6))
+        first, again, other = (projections(x, kind, generator_for(seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     torch.manual_seed(1)
-    plain = estimate(x, None)
+    plain = projections(x, kind)
     torch.manual_seed(1)
-    assert torch.equal(plain, estimate(x, None))
+    assert torch.equal(plain, projections(x, kind))
 
 
 # --- the antisymmetric share -------------------------------------------------------------------
@@ -413,23 +404,6 @@ def test_nothing_of_the_caller_is_changed():
 
 # --- the batch ---------------------------------------------------------------------------------
 
-CALLS = {
-    "jacobian_vector": lambda score, x: jacobian_vector(score, x, torch.ones_like(x)),
-    "vector_jacobian": lambda score, x: vector_jacobian(score, x, torch.ones_like(x)),
-    "quadratic_form": lambda score, x: quadratic_form(score, x, torch.ones_like(x)),
-    "loop": lambda score, x: exact_divergence(score, x, "loop"),
-    "vmap": lambda score, x: exact_divergence(score, x, "vmap"),
-    "forward": lambda score, x: exact_divergence(score, x, "forward"),
-    "hutchinson": hutchinson_divergence,
-    "hutchinson forward": lambda score, x: hutchinson_divergence(score, x, mode="forward"),
-    "jacobian": jacobian,
-    "antisymmetry": antisymmetry,
-}
-every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-every_reduction = pytest.mark.parametrize(
-    "call", list(CALLS.values())[3:], ids=list(CALLS.keys())[3:]
-)
-
 
 @settings(max_examples=8)
 @given(cases(), st.randoms(use_true_random=False))
@@ -445,33 +419,7 @@ def test_the_order_of_the_batch_does_not_matter(case, random):
         torch.testing.assert_close(measure(x[order], v[:, order]), measure(x, v)[order])
 
 
-@every_reduction
-def test_an_empty_batch_has_an_empty_answer(call):
-    got = call(network((2, 2)), points(0, (2, 2)))
-    assert got.shape in [(0,), (0, 4, 4)]
-
-
 # --- errors ------------------------------------------------------------------------------------
-
-
-@every_call
-@pytest.mark.parametrize(
-    "wrong",
-    [lambda x: x[:, :1], lambda x: x.flatten(1), lambda x: x[:-1], lambda x: x.flatten(1).sum(1)],
-    ids=["one channel", "flat", "one sample less", "an energy"],
-)
-def test_a_score_of_another_shape_is_refused(call, wrong):
-    with pytest.raises(ValueError, match=r"shape of its input, \(3, 2, 2\)"):
-        call(wrong, points(3, (2, 2)))
-
-
-@every_reduction
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_sample_that_is_not_finite_is_named(call, value):
-    x = points(5, (2, 2))
-    x[[2, 4], 1, 0] = value
-    with pytest.raises(ValueError, match=rf"sample 2 of the batch .*{value}"):
-        call(network((2, 2)), x)
 
 
 def test_the_message_about_a_bad_sample_is_short_for_an_image():

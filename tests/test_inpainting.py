@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scores import global_generator_untouched, without_type_checks
+from scores import global_generator_untouched, point_mass, without_type_checks
 
 from ncsn_core.distributions import GaussianMixture
 from ncsn_core.randomness import generator_for
@@ -13,11 +13,6 @@ from ncsn_core.schedules import geometric_ladder
 
 LADDER = geometric_ladder(1.0, 0.1, 4)
 HALF = torch.tensor([[True, False], [True, False]])
-
-
-def point_mass(x, sigma):
-    """The score of data that is always 0."""
-    return -x / sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2
 
 
 def fill(known=None, mask=HALF, *, score=point_mass, x=None, seed=0, **options):

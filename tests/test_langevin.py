@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest, norm
-from scores import global_generator_untouched, without_type_checks
+from scores import without_type_checks
 
 from ncsn_core.distributions import GaussianMixture
 from ncsn_core.randomness import generator_for
@@ -232,21 +232,13 @@ def test_energy_gives_the_score():
     torch.testing.assert_close(end, same)
 
 
-# --- both: randomness, start, callback, shapes -------------------------------------------------
+# --- both: start and callback ------------------------------------------------------------------
 
 SAMPLERS = pytest.mark.parametrize(
     "sampler",
     [run, lambda *args, **options: adjusted(*args, **options).x],
     ids=["langevin", "mala"],
 )
-
-
-@SAMPLERS
-def test_the_generator_decides_whatever_the_callback(sampler):
-    with global_generator_untouched():
-        first = sampler(seed=5)
-        assert not torch.equal(first, sampler(seed=6))
-    assert torch.equal(first, sampler(seed=5, callback=lambda state: torch.randn(100)))
 
 
 @SAMPLERS
@@ -263,21 +255,6 @@ def test_start_is_not_modified_and_states_can_be_kept(sampler):
     assert all(torch.equal(s.x, copy) for s, copy in zip(states, copies, strict=True))
     assert [(s.level, s.step, s.sigma) for s in states] == [(0, t, 0.0) for t in range(5)]
     assert torch.equal(states[-1].x, end)
-
-
-@SAMPLERS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(4, 1), (2, 3, 5, 5), (0, 2)])
-def test_shape_and_type_are_those_of_the_start(sampler, shape, dtype):
-    end = sampler(torch.zeros(shape, dtype=dtype))
-    assert end.shape == shape
-    assert end.dtype == dtype
-
-
-@SAMPLERS
-def test_no_gradients_are_recorded(sampler):
-    weight = torch.ones(1, requires_grad=True)
-    assert not sampler(score=lambda x: -weight * x).requires_grad
 
 
 # --- errors ------------------------------------------------------------------------------------
@@ -325,13 +302,6 @@ def test_bad_settings_are_refused_before_the_first_evaluation(sampler, options, 
 
     with pytest.raises(ValueError, match=complaint):
         sampler(score=never, **options)
-
-
-@SAMPLERS
-@pytest.mark.parametrize("shape", [(3, 1), (1, 2), (2,)])
-def test_a_score_of_another_shape_is_refused(sampler, shape):
-    with pytest.raises(ValueError, match="shape"):
-        sampler(score=lambda x: torch.zeros(shape))
 
 
 def test_log_densities_are_one_finite_number_a_chain():

@@ -5,6 +5,7 @@ import math
 import pytest
 import scipy.stats
 import torch
+from scores import column, within
 
 from ncsn_core.objectives import (
     continuous_denoising_score_matching,
@@ -21,10 +22,6 @@ def zero(x, sigma):
     return torch.zeros_like(x)
 
 
-def column(sigma, x):
-    return sigma.reshape(-1, *[1] * (x.ndim - 1))
-
-
 def exact(x, sigma):
     """∇ log q_σ for data N(MEAN, SPREAD² I): q_σ is N(MEAN, (SPREAD² + σ²) I)."""
     return (MEAN - x) / (SPREAD**2 + column(sigma, x) ** 2)
@@ -39,12 +36,6 @@ def inputs(count=12, shape=(2, 3, 3)):
     levels = torch.arange(count) % len(SIGMAS)
     noise = torch.randn(x.shape, generator=generator_for(0, 1))
     return x, {"levels": levels, "noise": noise}
-
-
-def within(values, expected, errors=4.0):
-    """Whether a mean is as expected, within so many standard errors."""
-    standard_error = values.std() / len(values) ** 0.5
-    return bool((values.mean() - expected).abs() < errors * standard_error)
 
 
 # --- values ------------------------------------------------------------------------------------
@@ -144,50 +135,6 @@ def test_levels_are_uniform():
     assert chi_squared < 27.88  # 9 degrees of freedom, exceeded once in a thousand
 
 
-def test_noise_is_standard_normal():
-    """Moments of z = (x̃ − x)/σ; uniform noise in [0, 1] would fail each of them."""
-    seen = []
-
-    def watched(x, sigma):
-        seen.append(x / column(sigma, x))
-        return torch.zeros_like(x)
-
-    multilevel_denoising_score_matching(
-        watched, torch.zeros(1000, 100), SIGMAS, generator=generator_for(0)
-    )
-    z = seen[0].flatten()
-    for power, expected in enumerate([0.0, 1.0, 0.0, 3.0], start=1):
-        assert within(z**power, expected), f"moment {power}"
-
-
-def test_noise_is_not_shared_between_images_pixels_or_levels():
-    seen = []
-
-    def watched(x, sigma):
-        seen.append(x / column(sigma, x))
-        return torch.zeros_like(x)
-
-    multilevel_denoising_score_matching(
-        watched, torch.zeros(50, 40), SIGMAS, generator=generator_for(0)
-    )
-    assert len(seen[0].unique()) > 0.99 * seen[0].numel()
-
-
-def test_generator_decides_everything_that_is_drawn():
-    x, _ = inputs()
-
-    def loss(*stream):
-        return multilevel_denoising_score_matching(
-            exact, x, SIGMAS, generator=generator_for(*stream)
-        )
-
-    torch.manual_seed(1)
-    first = loss(5)
-    torch.manual_seed(2)
-    assert torch.equal(first, loss(5))
-    assert not torch.equal(first, loss(6))
-
-
 def test_levels_and_noise_can_be_injected_alone():
     x, given = inputs()
     full = multilevel_denoising_score_matching(exact, x, SIGMAS, **given)
@@ -200,53 +147,6 @@ def test_levels_and_noise_can_be_injected_alone():
     )
     assert torch.equal(partly, again)
     assert not torch.equal(full, partly)
-
-
-# --- shapes and side effects -------------------------------------------------------------------
-
-
-def test_order_of_the_batch_does_not_matter():
-    x, given = inputs()
-    order = torch.randperm(len(x))
-    shuffled = {name: value[order] for name, value in given.items()}
-    torch.testing.assert_close(
-        multilevel_denoising_score_matching(exact, x[order], SIGMAS, **shuffled),
-        multilevel_denoising_score_matching(exact, x, SIGMAS, **given)[order],
-    )
-
-
-def test_data_is_not_modified():
-    x, given = inputs()
-    before = x.clone(), given["noise"].clone()
-    multilevel_denoising_score_matching(exact, x, SIGMAS, **given)
-    assert torch.equal(x, before[0])
-    assert torch.equal(given["noise"], before[1])
-
-
-@pytest.mark.parametrize("shape", [(3,), (1, 4, 4), (3, 2, 2, 2)])
-def test_one_loss_per_sample_whatever_the_shape(shape):
-    loss = multilevel_denoising_score_matching(zero, torch.zeros(5, *shape), SIGMAS)
-    assert loss.shape == (5,)
-
-
-def test_double_precision_stays():
-    x = torch.zeros(5, 3, dtype=torch.float64)
-    assert multilevel_denoising_score_matching(zero, x, SIGMAS).dtype == torch.float64
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda x, sigma: x.flatten(1),
-        lambda x, sigma: x[:, :1],  # would broadcast silently
-        lambda x, sigma: x[:-1],
-        lambda x, sigma: sigma,
-    ],
-    ids=["flat", "one channel", "one image less", "sigma"],
-)
-def test_a_score_of_another_shape_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"shape of its input, \(4, 2, 3, 3\)"):
-        multilevel_denoising_score_matching(wrong, torch.zeros(4, 2, 3, 3), SIGMAS)
 
 
 # --- every σ between two ends -------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 The objectives, divergences, samplers, networks and schedules stand in tables; what is asserted of
 one is asserted of all: shapes, dtypes, memory formats, empty batches, points that are not finite,
-and noise levels from 1e-30 to 1e30.  No answer is quietly wrong: it is right, or an error.
+scores of another shape, who decides what is drawn, and noise levels from 1e-30 to 1e30.  No answer
+is quietly wrong: it is right, or an error.
 """
 
 import math
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scores import column, global_generator_untouched, points
 
 from ncsn_core import divergence, objectives, samplers, schedules
 from ncsn_core.data import block_average, dequantize, to_unit
@@ -23,80 +25,85 @@ from ncsn_core.randomness import generator_for
 SIGMAS = torch.tensor([1.0, 0.3, 0.1])
 
 
-def score(x):
-    """Of N(0, 2I)."""
-    return -x / 2
+def score(x, sigma=None):
+    """Of N(0, 2I) or N(0, (1 + σ²)I), and a whirl, so that the Jacobian has no symmetry."""
+    variance = 2 if sigma is None else 1 + column(sigma, x) ** 2
+    return (x.flatten(1).roll(1, 1).reshape(x.shape) / 4 - x) / variance
 
 
-def conditional(x, sigma):
-    """Of N(0, (1 + σ²)I)."""
-    return -x / (1 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2)
-
-
-def seeded(function, **options):
-    """The function with a generator of its own, so that it can be called twice alike."""
-    return lambda x: function(x, generator=generator_for(0), **options)
-
-
+# Functions of a score, the points and a generator.
 OBJECTIVES = {
-    "explicit": lambda x: objectives.explicit_score_matching(score, x, lambda y: -y),
-    "implicit": lambda x: objectives.implicit_score_matching(score, x),
-    "sliced": seeded(partial(objectives.sliced_score_matching, score)),
-    "sliced, forward": seeded(partial(objectives.sliced_score_matching, score, mode="forward")),
-    "sliced, reduced variance": seeded(partial(objectives.sliced_score_matching_vr, score)),
-    "finite differences": seeded(partial(objectives.finite_difference_score_matching, score)),
-    "denoising": seeded(partial(objectives.denoising_score_matching, score), sigma=0.5),
-    "denoising floor": lambda x: objectives.denoising_floor(x, 0.5, score),
-    "multilevel": seeded(
-        partial(objectives.multilevel_denoising_score_matching, conditional), sigmas=SIGMAS
+    "explicit": lambda s, x, g: objectives.explicit_score_matching(s, x, torch.neg),
+    "finite differences": lambda s, x, g: objectives.finite_difference_score_matching(
+        s, x, generator=g
     ),
-    "multilevel sliced": seeded(
-        partial(objectives.multilevel_sliced_score_matching, conditional), sigmas=SIGMAS
+    "denoising": lambda s, x, g: objectives.denoising_score_matching(s, x, 0.5, generator=g),
+    "denoising floor": lambda s, x, g: objectives.denoising_floor(x, 0.5, s),
+    "multilevel": lambda s, x, g: objectives.multilevel_denoising_score_matching(
+        s, x, SIGMAS, generator=g
     ),
-    "continuous": seeded(
-        partial(objectives.continuous_denoising_score_matching, conditional),
-        ends=(1.0, 0.1),
-        data_std=0.5,
+    "continuous": lambda s, x, g: objectives.continuous_denoising_score_matching(
+        s, x, (1.0, 0.1), data_std=0.5, generator=g
     ),
-    "trace, loop": lambda x: divergence.exact_divergence(score, x, "loop"),
-    "trace, vmap": lambda x: divergence.exact_divergence(score, x, "vmap"),
-    "trace, forward": lambda x: divergence.exact_divergence(score, x, "forward"),
-    "hutchinson": seeded(partial(divergence.hutchinson_divergence, score)),
-    "antisymmetry": seeded(partial(divergence.antisymmetry, score)),
+    "antisymmetry": lambda s, x, g: divergence.antisymmetry(s, x, generator=g),
 }
+for method in divergence.TRACE_METHODS:
+    OBJECTIVES |= {
+        f"trace, {method}": lambda s, x, g, m=method: divergence.exact_divergence(s, x, m),
+        f"implicit, {method}": lambda s, x, g, m=method: objectives.implicit_score_matching(
+            s, x, method=m
+        ),
+    }
+for mode in ("forward", "reverse"):
+    for name, function in {
+        "hutchinson": divergence.hutchinson_divergence,
+        "sliced": objectives.sliced_score_matching,
+        "reduced variance": objectives.sliced_score_matching_vr,
+        "multilevel sliced": partial(objectives.multilevel_sliced_score_matching, sigmas=SIGMAS),
+    }.items():
+        OBJECTIVES[f"{name}, {mode}"] = lambda s, x, g, f=function, m=mode: f(
+            s, x, mode=m, generator=g
+        )
 SAMPLERS = {
-    "langevin": seeded(partial(samplers.langevin, score), epsilon=0.1, steps=3),
-    "mala": lambda x: (
+    "langevin": lambda s, x, g: samplers.langevin(s, x, epsilon=0.1, steps=3, generator=g),
+    "mala": lambda s, x, g: (
         samplers.mala(
-            score,
+            s,
             x,
             log_density=lambda y: -y.flatten(1).square().sum(1) / 4,
             epsilon=0.1,
             steps=3,
-            generator=generator_for(0),
+            generator=g,
         ).x
     ),
-    "annealed": seeded(
-        partial(samplers.annealed_langevin, conditional),
-        sigmas=SIGMAS,
-        epsilon=1e-3,
-        steps_per_level=2,
-        denoise=True,
+    "annealed": lambda s, x, g: samplers.annealed_langevin(
+        s, x, SIGMAS, epsilon=1e-3, steps_per_level=2, denoise=True, generator=g
     ),
-    "consistent": seeded(
-        partial(samplers.consistent_annealed, conditional), sigmas=SIGMAS, epsilon=2e-2
+    "consistent": lambda s, x, g: samplers.consistent_annealed(
+        s, x, SIGMAS, epsilon=2e-2, generator=g
     ),
-    "reverse": seeded(
-        partial(samplers.reverse_diffusion, conditional), sigmas=SIGMAS, corrector_steps=1
+    "reverse": lambda s, x, g: samplers.reverse_diffusion(
+        s, x, SIGMAS, corrector_steps=1, generator=g
     ),
-    "ancestral": seeded(
-        partial(samplers.reverse_diffusion, conditional), sigmas=SIGMAS, ancestral=True
+    "ancestral": lambda s, x, g: samplers.reverse_diffusion(
+        s, x, SIGMAS, ancestral=True, generator=g
     ),
-    "euler": lambda x: samplers.probability_flow(conditional, x, SIGMAS, method="euler"),
-    "heun": lambda x: samplers.probability_flow(conditional, x, SIGMAS, method="heun"),
-    "multistep": lambda x: samplers.probability_flow(conditional, x, SIGMAS, method="multistep"),
+}
+for method in ("euler", "heun", "multistep"):
+    SAMPLERS[method] = lambda s, x, g, m=method: samplers.probability_flow(s, x, SIGMAS, method=m)
+JACOBIANS = {
+    "jacobian": lambda s, x, g: divergence.jacobian(s, x),
+    "Jv": lambda s, x, g: divergence.jacobian_vector(s, x, x),
+    "vJ": lambda s, x, g: divergence.vector_jacobian(s, x, x),
+    "vJv": lambda s, x, g: divergence.quadratic_form(s, x, x),
 }
 CALLS = OBJECTIVES | SAMPLERS
+WITHOUT_CHANCE = [
+    name
+    for name in CALLS
+    if name.startswith(("explicit", "implicit", "trace", "denoising floor"))
+    or name in ("euler", "heun", "multistep")
+]
 every = pytest.mark.parametrize("name", CALLS)
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
@@ -105,8 +112,8 @@ batches = st.integers(1, 5)
 dtypes = st.sampled_from([torch.float32, torch.float64])
 
 
-def points(batch, shape, dtype=torch.float32):
-    return torch.randn(batch, *shape, dtype=dtype, generator=generator_for(batch, len(shape)))
+def call(name, x, seed=0):
+    return CALLS[name](score, x, generator_for(seed))
 
 
 def result_shape(name, x):
@@ -116,9 +123,9 @@ def result_shape(name, x):
 @every
 @given(batch=batches, shape=shapes, dtype=dtypes)
 def test_shapes_and_dtypes_are_kept_and_the_input_left_alone(name, batch, shape, dtype):
-    x = points(batch, shape, dtype)
+    x = points(batch, shape, dtype=dtype)
     before = x.clone()
-    found = CALLS[name](x)
+    found = call(name, x)
     assert found.shape == result_shape(name, x)
     assert found.dtype == dtype
     assert torch.isfinite(found).all()
@@ -129,7 +136,7 @@ def test_shapes_and_dtypes_are_kept_and_the_input_left_alone(name, batch, shape,
 @given(batch=batches)
 def test_memory_formats_do_not_matter(name, batch):
     x = points(batch, (3, 4, 2))
-    plain = CALLS[name](x)
+    plain = call(name, x)
     wide = points(batch, (3, 4, 4))
     wide[..., ::2] = x
     for other in (
@@ -138,14 +145,16 @@ def test_memory_formats_do_not_matter(name, batch):
         wide[..., ::2],
     ):
         assert not other.is_contiguous() or batch == 1
-        torch.testing.assert_close(CALLS[name](other), plain)
+        torch.testing.assert_close(call(name, other), plain)
 
 
 @every
-@given(shape=shapes)
-def test_no_samples_give_no_results(name, shape):
-    x = torch.zeros(0, *shape)
-    assert CALLS[name](x).shape == result_shape(name, x)
+@given(shape=shapes, dtype=dtypes)
+def test_no_samples_give_no_results(name, shape, dtype):
+    x = torch.zeros(0, *shape, dtype=dtype)
+    found = call(name, x)
+    assert found.shape == result_shape(name, x)
+    assert found.dtype == dtype
 
 
 @every
@@ -157,44 +166,72 @@ def test_a_point_that_is_not_finite_is_never_answered_by_a_finite_number(name, b
     row = where % batch
     x[row, where % 3] = bad
     try:
-        found = CALLS[name](x)
+        found = call(name, x)
     except (ValueError, FloatingPointError):
         return
     assert not torch.isfinite(found[row]).all()
 
 
+# The two others leave that to `training`, which stops at a loss that is not finite.
+NAMING = [*(name for name in OBJECTIVES if name not in ("multilevel", "continuous")), "jacobian"]
+
+
+@pytest.mark.parametrize("name", NAMING)
+def test_a_sample_that_is_not_finite_is_named(name):
+    for value in (math.nan, math.inf, -math.inf):
+        x = points(5, (2, 2))
+        x[[2, 4], 1, 0] = value
+        with pytest.raises(ValueError, match=rf"sample 2 of the batch .*{value}"):
+            (CALLS | JACOBIANS)[name](score, x, None)
+
+
 @every
 @given(batch=st.integers(2, 5), order=st.randoms(use_true_random=False))
 def test_samples_do_not_see_each_other(name, batch, order):
-    """The others change, and a sample's result does not."""
+    """The others change, or are gone, and a sample's result does not change."""
     x = points(batch, (3,))
-    other = x.clone()
     row = order.randrange(batch)
-    others = torch.arange(batch) != row
-    other[others] += 1.0
-    torch.testing.assert_close(CALLS[name](other)[row], CALLS[name](x)[row])
+    found = call(name, x)[row]
+    other = x.clone()
+    other[torch.arange(batch) != row] += 1.0
+    torch.testing.assert_close(call(name, other)[row], found)
+    if name in WITHOUT_CHANCE:
+        torch.testing.assert_close(call(name, x[row : row + 1])[0], found)
+
+
+@every
+def test_the_generator_alone_decides_what_is_drawn(name):
+    x = points(20, (3,))
+    with global_generator_untouched():
+        first, again, other = (call(name, x, seed) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) == (name in WITHOUT_CHANCE)
+    torch.manual_seed(1)
+    plain = CALLS[name](score, x, None)
+    torch.manual_seed(1)
+    assert torch.equal(plain, CALLS[name](score, x, None))
+
+
+@pytest.mark.parametrize("name", CALLS | JACOBIANS)
+def test_a_score_of_another_shape_is_refused(name):
+    """Some of them, broadcast silently, would move all pixels or all samples alike."""
+    for wrong in (
+        lambda x, sigma=None: x[:, :1],
+        lambda x, sigma=None: x.flatten(1),
+        lambda x, sigma=None: x[:-1],
+        lambda x, sigma=None: x[:1],
+        lambda x, sigma=None: x[0],
+        lambda x, sigma=None: x.flatten(1).sum(1),
+    ):
+        with pytest.raises(ValueError, match=r"a score has the shape of its input, \(4, 2, 3\)"):
+            (CALLS | JACOBIANS)[name](wrong, points(4, (2, 3)), None)
 
 
 @every_sampler
-def test_a_score_of_another_shape_is_refused(name):
-    def wrong(x, sigma=None):
-        return x[:, :1]
-
-    x = points(2, (3,))
-    calls = {
-        "mala": lambda: samplers.mala(
-            wrong, x, log_density=lambda y: y.sum(1), epsilon=0.1, steps=1
-        ),
-        "langevin": lambda: samplers.langevin(wrong, x, epsilon=0.1, steps=1),
-        "annealed": lambda: samplers.annealed_langevin(wrong, x, SIGMAS),
-        "consistent": lambda: samplers.consistent_annealed(wrong, x, SIGMAS, epsilon=2e-2),
-        "reverse": lambda: samplers.reverse_diffusion(wrong, x, SIGMAS),
-        "ancestral": lambda: samplers.reverse_diffusion(wrong, x, SIGMAS, ancestral=True),
-    }
-    for method in ("euler", "heun", "multistep"):
-        calls[method] = partial(samplers.probability_flow, wrong, x, SIGMAS, method=method)
-    with pytest.raises(ValueError, match="a score has the shape of its input"):
-        calls[name]()
+def test_samplers_record_no_gradients(name):
+    weight = torch.ones((), requires_grad=True)
+    found = CALLS[name](lambda x, sigma=None: weight * score(x, sigma), points(3, (2,)), None)
+    assert not found.requires_grad
 
 
 # --- extreme noise -------------------------------------------------------------------------------
@@ -221,7 +258,7 @@ def test_a_ladder_is_a_ladder_or_an_error(first, decades, levels):
 
 @given(exponent=st.floats(-30, 30))
 def test_denoising_at_any_noise_is_finite_and_not_negative_or_an_error(exponent):
-    x = points(4, (3,), torch.float64)
+    x = points(4, (3,))
     sigma = 10.0**exponent
     loss = objectives.denoising_score_matching(score, x, sigma, generator=generator_for(0))
     assert torch.isfinite(loss).all()
@@ -246,7 +283,7 @@ def test_noise_that_is_not_positive_is_refused(sigma):
 def test_a_step_size_that_is_not_positive_and_finite_is_refused(epsilon):
     x = points(2, (3,))
     with pytest.raises(ValueError, match="epsilon must be positive and finite"):
-        samplers.annealed_langevin(conditional, x, SIGMAS, epsilon=epsilon)
+        samplers.annealed_langevin(score, x, SIGMAS, epsilon=epsilon)
     with pytest.raises(ValueError, match="epsilon must be positive and finite"):
         samplers.langevin(score, x, epsilon=epsilon, steps=2)
 
