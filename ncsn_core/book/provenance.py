@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def threads() -> int:
     """Return the number of threads that torch computes with in this process (1 without torch)."""
     torch = sys.modules.get("torch")
     return 1 if torch is None else int(torch.get_num_threads())
+
+
+def reference_seconds() -> float:
+    """Return how long a computation takes here and now that is always the same: half a second.
+
+    A notebook's budget is counted in it, because a machine that is slow, or busy, is so for both.
+    """
+    import numpy as np
+
+    a = np.full((96, 96), 1 / 96)
+    x, total = a, 0.0
+    began = time.perf_counter()
+    for _ in range(3000):  # small steps, as a toy network's: products, functions, calls of Python
+        x = np.tanh(a @ x + 0.1)
+        total += sum(x[0, :8].tolist())
+    return time.perf_counter() - began
 
 
 def now() -> str:

@@ -33,6 +33,7 @@ PROBE = (
     "from IPython.display import display\n"
     "from ncsn_core.book import provenance\n"
     "report = {'ncsn': provenance.record(), 'files': provenance.loaded()}\n"
+    "report['ncsn']['reference_seconds'] = round(provenance.reference_seconds(), 3)\n"
     "display({'text/plain': ''}, raw=True, metadata=report)"
 )
 """A last cell, removed again, that asks the kernel where it computed, and what it has loaded."""
