@@ -1,30 +1,37 @@
 """The command line: what it prints, what it writes, and its exit codes."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from ncsn_core import checkpoints, cli
-from ncsn_core.config import presets, profiles
+from ncsn_core import checkpoints, cli, training
+from ncsn_core.config import load_config, presets, profiles
 from ncsn_core.features import Extractor, Inception
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.schedules import geometric_ladder
 
-TINY = ["--set", "steps=2", "--set", "log_every=1", "--set", "checkpoint_every=1"]
-TINY += ["--set", "train_images=16", "--set", "batch_size=4"]
-ONE_STEP = ["--set", "steps=1", "--set", "log_every=1", "--set", "checkpoint_every=1"]
-ONE_STEP += ["--set", "batch_size=2"]
+SMALL = {"channels": 2, "steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 1}
+TINY = [f"--set={name}={value}" for name, value in (SMALL | {"train_images": 16}).items()]
+ONE_STEP = [f"--set={name}={value}" for name, value in (SMALL | {"steps": 1}).items()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a network trained for two steps, for all tests of this module."""
+    config = load_config("mnist", "smoke", **SMALL, train_images=16)
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    training.train(config, folder, device="cpu", compile=False, progress=False)
+    return folder
 
 
 @pytest.fixture
-def tiny_run(ncsn, tmp_path: Path) -> Path:
-    """The folder of a network trained for two steps."""
-    folder = tmp_path / "run"
-    code, _, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
-    assert code == 0, err
-    return folder
+def tiny_run(trained, tmp_path):
+    """A copy of it, of the test's own."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -42,8 +49,14 @@ def test_help_of_train_lists_presets_and_profiles(ncsn):
         assert name in out
 
 
-def test_training_writes_a_checkpoint_and_says_where(ncsn, tiny_run):
-    assert checkpoints.load(tiny_run).manifest["step"] == 2
+def test_training_writes_a_checkpoint_and_says_where(ncsn, tmp_path, trained):
+    folder = tmp_path / "run"
+    code, out, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
+    assert code == 0, err
+    assert str(folder) in out
+    record = checkpoints.load(folder)
+    assert record.manifest["step"] == 2
+    assert record.config == checkpoints.load(trained).config
 
 
 def test_training_again_with_more_steps_goes_on(ncsn, tiny_run):
@@ -187,10 +200,10 @@ def test_color_from_its_files_to_its_numbers(
 
     monkeypatch.setattr(cli, "load_extractor", extractor)
     run = tmp_path / "run"
-    tiny = ["--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2"]
+    tiny = ["--set=batch_size=2", "--set=log_every=1", "--set=checkpoint_every=1"]
     for steps in (1, 2):
         arguments = ("train", preset, "--folder", run, "--device", "cpu", *tiny)
-        code, out, err = ncsn(*arguments, "--set", f"steps={steps}")
+        code, out, err = ncsn(*arguments, f"--set=steps={steps}")
         assert code == 0, err
         assert f"{steps} of {steps} steps" in out
     record = checkpoints.load(run)
@@ -364,8 +377,6 @@ def test_only_a_refinenet_knows_the_shape_of_its_images():
 
 
 def test_every_command_works_as_a_module():
-    import subprocess
-
     result = subprocess.run(
         [sys.executable, "-m", "ncsn_core", "--version"], capture_output=True, text=True
     )
