@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and its exit codes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,24 +9,29 @@ import pytest
 import torch
 
 from ncsn_core import checkpoints, cli, data, evaluation, features, generation, ranks, training
-from ncsn_core.config import presets, profiles
+from ncsn_core.config import load_config, presets, profiles
 from ncsn_core.features import Extractor, Inception
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.schedules import geometric_ladder
 
-TINY = ["--set", "steps=2", "--set", "log_every=1", "--set", "checkpoint_every=1"]
-TINY += ["--set", "train_images=16", "--set", "batch_size=4"]
-ONE_STEP = ["--set", "steps=1", "--set", "log_every=1", "--set", "checkpoint_every=1"]
-ONE_STEP += ["--set", "batch_size=2"]
+SMALL = {"channels": 2, "steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 1}
+TINY = [f"--set={name}={value}" for name, value in (SMALL | {"train_images": 16}).items()]
+ONE_STEP = [f"--set={name}={value}" for name, value in (SMALL | {"steps": 1}).items()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a network trained for two steps, for all tests of this module."""
+    config = load_config("mnist", "smoke", **SMALL, train_images=16)
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    training.train(config, folder, device="cpu", compile=False, progress=False)
+    return folder
 
 
 @pytest.fixture
-def tiny_run(ncsn, tmp_path: Path) -> Path:
-    """The folder of a network trained for two steps."""
-    folder = tmp_path / "run"
-    code, _, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
-    assert code == 0, err
-    return folder
+def tiny_run(trained, tmp_path):
+    """A copy of it, of the test's own."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -50,8 +56,14 @@ def test_the_choices_are_those_of_the_library():
     assert list(choices["dataset"].choices) == list(features.CLASSIFIERS)
 
 
-def test_training_writes_a_checkpoint_and_says_where(ncsn, tiny_run):
-    assert checkpoints.load(tiny_run).manifest["step"] == 2
+def test_training_writes_a_checkpoint_and_says_where(ncsn, tmp_path, trained):
+    folder = tmp_path / "run"
+    code, out, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
+    assert code == 0, err
+    assert str(folder) in out
+    record = checkpoints.load(folder)
+    assert record.manifest["step"] == 2
+    assert record.config == checkpoints.load(trained).config
 
 
 def test_training_again_with_more_steps_goes_on(ncsn, tiny_run):
@@ -111,7 +123,7 @@ def test_evaluation_prints_two_counts_floors_and_features_and_resumes(ncsn, tiny
         assert row["held-out images"] < min(row["samples"], row["uniform noise"])
     assert found[10]["held-out images"] > found[20]["held-out images"]
 
-    (kept,) = (tmp_path / "samples").glob("batch_*")
+    kept, _ = sorted((tmp_path / "samples").glob("batch_*"))
     before = (kept / "manifest.json").stat().st_mtime_ns
     code, again, _ = ncsn(*arguments, tmp_path / "samples")
     assert code == 0
@@ -197,10 +209,10 @@ def test_color_from_its_files_to_its_numbers(
 
     monkeypatch.setattr(features, "load_extractor", extractor)
     run = tmp_path / "run"
-    tiny = ["--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "batch_size=2"]
+    tiny = ["--set=batch_size=2", "--set=log_every=1", "--set=checkpoint_every=1"]
     for steps in (1, 2):
         arguments = ("train", preset, "--folder", run, "--device", "cpu", *tiny)
-        code, out, err = ncsn(*arguments, "--set", f"steps={steps}")
+        code, out, err = ncsn(*arguments, f"--set=steps={steps}")
         assert code == 0, err
         assert f"{steps} of {steps} steps" in out
     record = checkpoints.load(run)
@@ -224,8 +236,8 @@ def test_color_from_its_files_to_its_numbers(
     assert out.count("Inception score") == 6
     found = table(out)
     assert list(found) == [10, 20]
-    kept = checkpoints.load(tmp_path / "samples" / "batch_00000_of_20").tensors("samples")["x"]
-    assert kept.shape == (20, 3, 32, 32)
+    kept = checkpoints.load(tmp_path / "samples" / "batch_00001_of_10").tensors("samples")["x"]
+    assert kept.shape == (10, 3, 32, 32)
 
 
 def test_color_without_inception_weights_says_so_before_sampling(

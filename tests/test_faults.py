@@ -32,7 +32,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, and send
 
 def often(few, many):
     """A few kills in the suite and many under `make stress`."""
-    return pytest.mark.parametrize("kills", [few, pytest.param(many, marks=pytest.mark.stress)])
+    numbers = [few, pytest.param(many, marks=pytest.mark.stress)]
+    return lambda test: pytest.mark.slow(pytest.mark.parametrize("kills", numbers)(test))
+
+
+def works(test):
+    """Training and sampling, in processes of their own."""
+    kinds = pytest.mark.parametrize("work", [lives.train, lives.sample], ids=["train", "sample"])
+    return pytest.mark.slow(kinds(test))
 
 
 def no_unfinished_file(folder):
@@ -67,11 +74,10 @@ def test_training_survives_kills_and_ends_with_the_losses_of_an_undisturbed_run(
     )
     found, expected = checkpoints.load(folder), checkpoints.load(undisturbed)
     assert found.history == expected.history
+    assert found.weights_sha256 == expected.weights_sha256
     for part in ("weights", "state"):
-        assert found.weights_sha256 == expected.weights_sha256
-        assert all(
-            torch.equal(t, expected.tensors(part)[k]) for k, t in found.tensors(part).items()
-        )
+        ours, theirs = found.tensors(part), expected.tensors(part)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert died.total() >= kills / 2, "too many lives ended by themselves"
     assert len(set(seen)) > 1, "too little happened between the kills"
     figures("kills of training", kills=dict(died), checkpoints=len(set(seen)) - 1)
@@ -239,7 +245,7 @@ def test_a_download_removes_what_a_killed_one_left_and_unpacks_no_tar(tmp_path, 
 # --- two at once ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("work", [lives.train, lives.sample], ids=lambda work: work.__name__)
+@works
 def test_a_second_process_on_one_folder_is_refused_and_disturbs_nothing(tmp_path, work):
     folder, alone = tmp_path / "a" / "run", tmp_path / "b" / "run"
     first = lives.begin(work, folder)
@@ -283,17 +289,15 @@ def _reported(work, folder, report):
         report.put(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("work", [lives.train, lives.sample], ids=lambda work: work.__name__)
+@works
 def test_a_full_disk_ends_in_one_message_and_the_work_goes_on_when_there_is_room(tmp_path, work):
     folder = tmp_path / "run"
     if work is lives.train:
         assert lives.finish(work, folder, 8) == 0
         before = checkpoints.load(folder).weights_sha256
     report = lives.processes.Queue()
-    grown = functools.partial(work) if work is lives.sample else functools.partial(work, steps=20)
     assert lives.finish(_with_small_files, _Again(work), folder, report) == 0
     message = report.get(timeout=10)
-    del grown
     if work is lives.train:
         assert message.startswith("UnwritableError: ")
         assert "File too large" in message
@@ -315,7 +319,7 @@ class _Again:
         self.work(folder, 20)
 
 
-@pytest.mark.parametrize("work", [lives.train, lives.sample], ids=lambda work: work.__name__)
+@works
 def test_a_read_only_folder_ends_in_one_message(work):
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ncsn_core import checkpoints, ranks
+from ncsn_core import checkpoints, ranks, training
+from ncsn_core.config import load_config
 from ncsn_core.errors import NCSNError
 from ncsn_core.generation import generate
 
@@ -25,15 +26,15 @@ SETTINGS = {
     "log_every": 1,
     "checkpoint_every": 3,
 }
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+WHERE = {"device": "cpu", "precision": "32-true"}
 
 
-def command(folder, processes, **changes):
-    """`ncsn train`, by itself or under torchrun."""
+def arguments(folder, **changes):
+    """Those of `ncsn`, to train in a folder."""
     settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
-    start = [sys.executable, "-m", *(TORCHRUN if processes == 2 else ()), "ncsn_core"]
-    where = ["--folder", str(folder), "--device", "cpu", "--precision", "32-true"]
-    return [*start, "train", "mnist", *where, *settings]
+    where = [f"--{name}={value}" for name, value in WHERE.items()]
+    return ["train", "mnist", f"--folder={folder}", *where, *settings]
 
 
 def environment():
@@ -42,23 +43,63 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | quiet
 
 
-def run(*arguments, **changes):
-    return subprocess.run(
-        command(*arguments, **changes),
-        env=environment(),
+@pytest.fixture(scope="module")
+def one_thread():
+    """As the two processes have it: their samples are compared to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(folder):
+    """What the command does, in this process."""
+    config = load_config("mnist", **SETTINGS)
+    return training.train(config, folder, **WHERE, compile=False, progress=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, one_thread):
+    """The record of one process."""
+    return train(tmp_path_factory.mktemp("one") / "run")
+
+
+def draw(model, folder, count):
+    """Samples in batches of two."""
+    score = checkpoints.load(model).score()
+    options = {"batch_size": 2, "steps_per_level": 1, "progress": False}
+    return generate(score, (1, 28, 28), count, folder=folder, **options)
+
+
+WORK = """
+import sys
+import numpy as np
+from ncsn_core import cli, ranks
+from test_ranks import draw
+
+here, *arguments = sys.argv[1:]
+cli.cli(arguments, standalone_mode=False)
+for count in (5, 7):  # the third batch is cut short, and then goes on
+    samples = draw(f"{here}/run", f"{here}/samples", count)
+    np.save(f"{here}/{count}-{ranks.index()}.npy", samples.numpy())
+ranks.leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder of what two processes have trained and drawn, and what they said."""
+    here = tmp_path_factory.mktemp("two")
+    (here / "work.py").write_text(WORK)
+    done = subprocess.run(
+        [*TORCHRUN, str(here / "work.py"), str(here), *arguments(here / "run")],
+        env=environment() | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=240,
     )
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The record of one process."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    done = run(folder, 1)
     assert done.returncode == 0, done.stderr
-    return checkpoints.load(folder)
+    return here, done.stdout
 
 
 def assert_same_run(record, expected):
@@ -72,21 +113,34 @@ def assert_same_run(record, expected):
     torch.testing.assert_close(found, wanted, rtol=5e-3, atol=0)
 
 
-def test_two_processes_train_like_one(undisturbed, tmp_path):
-    done = run(tmp_path / "run", 2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("60 of 60 steps") == 1, "one of them speaks"
-    record = checkpoints.load(tmp_path / "run")
+@pytest.mark.slow
+def test_two_processes_train_like_one(undisturbed, together):
+    here, said = together
+    assert said.count("60 of 60 steps") == 1, "one of them speaks"
+    record = checkpoints.load(here / "run")
     assert record.provenance["processes"] == 2
     assert_same_run(record, undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_samples_do_not_depend_on_the_number_of_processes(together):
+    here, _ = together
+    alone = draw(here / "run", None, 7).numpy()
+    first, second = (np.load(here / f"5-{index}.npy") for index in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first[:4], alone[:4])
+    for index in range(2):
+        np.testing.assert_array_equal(np.load(here / f"7-{index}.npy"), alone)
+
+
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_with_one_message_and_one_goes_on(
     undisturbed, tmp_path
 ):
     folder = tmp_path / "run"
     job = subprocess.Popen(
-        command(folder, 2, steps=100_000),
+        [*TORCHRUN, "-m", "ncsn_core", *arguments(folder, steps=100_000)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,45 +163,7 @@ def test_a_process_that_is_killed_ends_the_run_with_one_message_and_one_goes_on(
     assert "the same command goes on from there" in errors
 
     assert checkpoints.load(folder).manifest["step"] < 60
-    done = run(folder, 1)  # one process goes on where two were
-    assert done.returncode == 0, done.stderr
-    assert_same_run(checkpoints.load(folder), undisturbed)
-
-
-SAMPLE = """
-import sys
-from pathlib import Path
-import numpy as np
-from ncsn_core import checkpoints, ranks
-from ncsn_core.generation import generate
-
-model, folder, count = sys.argv[1:]
-samples = generate(
-    checkpoints.load(model).score(), (1, 28, 28), int(count), batch_size=2, steps_per_level=1,
-    folder=None if folder == "none" else folder,
-)
-np.save(Path(model).parent / f"{Path(folder).name}-{ranks.index()}.npy", samples.numpy())
-ranks.leave()
-"""
-
-
-def test_samples_do_not_depend_on_the_number_of_processes(record, tmp_path):
-    script = tmp_path / "sample.py"
-    script.write_text(SAMPLE)
-
-    def sample(processes, folder, count):
-        launcher = [sys.executable, *(("-m", *TORCHRUN[:-1]) if processes == 2 else ())]
-        arguments = [str(script), str(record.folder), str(folder), str(count)]
-        subprocess.run([*launcher, *arguments], env=environment(), check=True, timeout=240)
-        return [np.load(tmp_path / f"{folder.name}-{index}.npy") for index in range(processes)]
-
-    (alone,) = sample(1, tmp_path / "alone", 7)
-    first, second = sample(2, tmp_path / "together", 5)  # the third batch is cut short
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first[:4], alone[:4])
-    first, second = sample(2, tmp_path / "together", 7)  # and goes on
-    np.testing.assert_array_equal(first, alone)
-    np.testing.assert_array_equal(second, alone)
+    assert_same_run(train(folder), undisturbed)  # one process goes on where two were
 
 
 def test_a_process_by_itself_is_one_of_one():
