@@ -307,7 +307,7 @@ def export(run: Path, destination: Path, half: bool) -> None:
 
     \b
     How the network of the book came to where it is:
-        ncsn export runs/mnist ncsn_core/models/mnist
+        ncsn export runs/mnist ncsn_core/models/mnist --half
     """
     record = checkpoints.load(run)
     if destination.resolve() == record.folder.resolve():
