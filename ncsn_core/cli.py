@@ -331,7 +331,7 @@ def export(run: Path, destination: Path, half: bool) -> None:
 
     \b
     How the network of the book came to where it is:
-        ncsn export runs/mnist ncsn_core/models/mnist
+        ncsn export runs/mnist ncsn_core/models/mnist --half
     """
     from ncsn_core import checkpoints
 
