@@ -57,6 +57,14 @@ def test_fabric_comes_without_the_package_whose_version_it_asks_for():
     assert not found & {"torchmetrics", "torchvision"}
 
 
+@pytest.mark.slow
+def test_a_trained_score_is_loaded_and_evaluated_with_none_of_them():
+    load = "from ncsn_core import checkpoints; s = checkpoints.load('mnist14_continuous').score()"
+    found = loaded(f"import torch; {load}; s(torch.zeros(1, 1, 14, 14), s.sigmas[:1])")
+    assert "ncsn_core.networks.refinenet" in found
+    assert not found & HEAVY
+
+
 @pytest.mark.parametrize("package", [networks, samplers])
 def test_every_name_of_a_package_is_there_once_it_is_asked_for(package):
     assert set(package.__all__) <= set(dir(package))

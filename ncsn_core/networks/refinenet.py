@@ -85,6 +85,12 @@ def compiled_instance_norm_plus() -> Callable[..., Tensor]:
     return torch.compile(inspect.unwrap(instance_norm_plus), dynamic=False)
 
 
+def _near_one(levels: int, channels: int) -> nn.Parameter:
+    """N(1, 0.02²); not drawn on the meta device, where asking loads all of torch's compiler."""
+    values = torch.empty(levels, channels)
+    return nn.Parameter(values if values.is_meta else values.normal_(1.0, 0.02))
+
+
 class ConditionalInstanceNormPlus(nn.Module):
     """`instance_norm_plus` with one row of γ, α, β for each noise level.
 
@@ -107,10 +113,8 @@ class ConditionalInstanceNormPlus(nn.Module):
         self.elu = elu
         self.fused = False
         self.normalize = True
-        self.gamma = nn.Parameter(torch.empty(levels, channels).normal_(1.0, 0.02))
-        self.alpha = (
-            nn.Parameter(torch.empty(levels, channels).normal_(1.0, 0.02)) if keep_means else None
-        )
+        self.gamma = _near_one(levels, channels)
+        self.alpha = _near_one(levels, channels) if keep_means else None
         self.beta = nn.Parameter(torch.zeros(levels, channels))
 
     def forward(self, x: Features, level: Levels) -> Features:
