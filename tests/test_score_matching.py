@@ -503,6 +503,7 @@ def test_objectives_without_a_derivative_train_the_image_network(image_network, 
     assert got.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_all_exact_traces_train_an_image_network_alike():
     refine_net, x = shaken(RefineNet(2, 1, 4, levels=2)), points(2, (1, 4, 4)).float()
 
