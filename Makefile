@@ -26,7 +26,7 @@ step = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env book html refresh serve test lint types environment unit notebooks strict browser test-colab stress links lock clean
+.PHONY: help env book html refresh serve test quick lint types environment unit notebooks strict browser test-colab stress links lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z-]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,10 @@ serve: $(INSTALLED) ## show the built site in a browser
 
 test: lint types environment unit notebooks strict browser ## run every check below, one after the other
 	$(call step,test: all checks passed)
+
+quick: lint types ## lint, types and the fast tests, for the while of writing (options in ARGS)
+	$(call step,quick: the tests that start nothing and take seconds at most)
+	@$(ALONE) -n $(WORKERS) --dist loadfile -m 'not (slow or serial or $(APART))' --timeout=300 $(ARGS)
 
 lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; the workflows
 	$(call step,lint: ruff and the workflows)
@@ -108,6 +112,7 @@ stress: $(INSTALLED) ## hours of kills, fuzzing, defects, mutants and other seed
 	@$(BIN)/python -m coverage run -m pytest --jaxtyping-packages=ncsn_core,beartype.beartype
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage json --quiet -o _build/coverage/report.json
+	@HYPOTHESIS_PROFILE=stress $(BIN)/python -m pytest -m hypothesis --timeout=7200
 	@$(BIN)/python tools/mutants.py
 	@$(BIN)/python tools/alarms.py
 	@$(BIN)/python tools/promises.py

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
@@ -134,7 +134,6 @@ def test_checkpointing_saves_the_memory_that_it_promises():
     assert torch.equal(plain()[0], checkpointed()[0])
 
 
-@settings(max_examples=30)
 @given(plan=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 300)), max_size=20))
 def test_peak_bytes_follows_any_order_of_making_and_freeing(plan):
     """Five places, each filled with so many numbers in turn; what lay there is freed after."""
@@ -391,7 +390,6 @@ def test_a_parameter_that_a_loss_does_not_use_has_no_gradient():
 # --- slopes ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
 @given(
     exponent=st.floats(-3, 3),
     factor=st.floats(1e-6, 1e6),

@@ -14,7 +14,7 @@ from ncsn_core.schedules import geometric_ladder
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 EAGER = Path(False, "32-true")
 

@@ -235,6 +235,7 @@ def executed(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_each_verdict_once_as_text_and_markdown(executed):
     cells = nbformat.read(executed, as_version=4).cells
     line = "the slope of log ‖s‖ against log σ is within [−1.1, −0.9]."
@@ -247,6 +248,7 @@ def test_a_notebook_shows_each_verdict_once_as_text_and_markdown(executed):
     assert len(cells[2].outputs) == 2
 
 
+@pytest.mark.slow
 def test_the_numbers_are_in_the_metadata_as_strict_json(executed):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -260,6 +262,7 @@ def test_the_numbers_are_in_the_metadata_as_strict_json(executed):
     assert {"commit", "device", "threads", "time"} <= record.keys()
 
 
+@pytest.mark.slow
 def test_a_verdict_that_was_read_back_shows_its_line_and_one_of_check_not_again(
     ledger, executed, capsys
 ):
@@ -279,6 +282,7 @@ def test_a_verdict_is_printed_where_ipython_is_not_installed(ledger, capsys, mon
     assert "Claim 1 holds" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_collect_reads_back_what_check_recorded(executed):
     first, second, third = claims.collect([executed])
     assert (first.claim, first.value, first.spread) == (16, -0.98, (-1.0, -0.96))
@@ -288,6 +292,7 @@ def test_collect_reads_back_what_check_recorded(executed):
     assert (third.part, third.value, third.cell) == ("weighted", 6.1, 3)
 
 
+@pytest.mark.slow
 def test_collect_judges_by_the_ledger_of_today(executed):
     stricter = dict(books.load_ledger(REPOSITORY / "book" / "claims.yml"))
     del stricter[17]
@@ -295,6 +300,7 @@ def test_collect_judges_by_the_ledger_of_today(executed):
     assert only.claim == 16
 
 
+@pytest.mark.slow
 def test_nbval_compares_the_line_and_ignores_the_numbers(executed, tmp_path):
     """Another machine's digits still validate; another verdict does not."""
     notebook = nbformat.read(executed, as_version=4)

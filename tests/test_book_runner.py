@@ -420,6 +420,7 @@ def real(root, monkeypatch):
     return root
 
 
+@pytest.mark.slow
 def test_a_chapter_runs_in_its_own_folder_with_its_own_python(real):
     write(
         real / CHAPTER,
@@ -441,6 +442,7 @@ def test_a_chapter_runs_in_its_own_folder_with_its_own_python(real):
     assert left == ["01_first.ipynb", "01_first.key.json"]
 
 
+@pytest.mark.slow
 def test_a_kernel_reports_the_modules_and_records_that_it_loaded(real):
     write(
         real / CHAPTER,
@@ -464,6 +466,7 @@ def test_a_kernel_reports_the_modules_and_records_that_it_loaded(real):
     )
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_named_and_its_partial_output_kept(real):
     write(real / CHAPTER, new_markdown_cell("# First"), "print('so far')", "\nx = 1\n1 / 0")
     lines = []
@@ -482,6 +485,7 @@ def test_a_failing_cell_is_named_and_its_partial_output_kept(real):
     assert not cache.executed_path(real, CHAPTER).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "timeout", "reason"),
     [
@@ -498,6 +502,7 @@ def test_a_cell_that_never_returns_is_named(real, source, timeout, reason):
     assert partial.cells[0].outputs[0].text == "so far\n"
 
 
+@pytest.mark.slow
 def test_a_flood_of_output_is_refused_and_its_cell_named(real):
     write(real / CHAPTER, "print('small')", "for _ in range(20): print('x' * 10**6)")
     with pytest.raises(runner.ChapterError, match="take 20 MB, of at most 16; those of cell 2"):
@@ -505,6 +510,7 @@ def test_a_flood_of_output_is_refused_and_its_cell_named(real):
     assert not cache.executed_path(real, CHAPTER).exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_old_copy_and_the_partial_output(real):
     executed = cache.executed_path(real, CHAPTER)
     write(executed, "print('the old copy')")
@@ -567,6 +573,7 @@ def test_a_disk_too_full_for_the_partial_output_still_reports_what_failed(root, 
     assert "outputs up to there" not in str(failure.value)
 
 
+@pytest.mark.slow
 def test_chapters_at_the_same_time_share_the_threads(real, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     second = Path("notebooks/02_second.ipynb")

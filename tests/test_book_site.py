@@ -212,6 +212,7 @@ def rendering_times(root):
     return {path.name: path.stat().st_mtime_ns for path in html.glob("*.html")}
 
 
+@pytest.mark.slow
 def test_a_strict_build_fails_on_a_warning_and_names_the_page(rendered):
     _, message, _ = rendered
     assert "notebooks/10_ncsn.ipynb" in message
@@ -219,11 +220,13 @@ def test_a_strict_build_fails_on_a_warning_and_names_the_page(rendered):
     assert len(message.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_the_repaired_book_has_no_warning(rendered):
     root, _, _ = rendered
     assert "WARNING" not in (root / "_build" / "site.log").read_text()
 
 
+@pytest.mark.slow
 def test_only_a_changed_page_is_rendered_again(rendered):
     root, _, before = rendered
     after = rendering_times(root)
@@ -249,6 +252,7 @@ def test_a_removed_page_does_not_linger(root, monkeypatch):
     assert [page.name for page in (html / "notebooks").iterdir()] == ["10_ncsn.html"]
 
 
+@pytest.mark.slow
 def test_figures_have_number_caption_reference_and_alternative_text(rendered):
     root, _, _ = rendered
     page = (root / "_build/html/notebooks/10_ncsn.html").read_text()
@@ -261,6 +265,7 @@ def test_figures_have_number_caption_reference_and_alternative_text(rendered):
     assert re.search(r'href="../book/intro.html#equation-eq-score">\(1\)</a>', page)
 
 
+@pytest.mark.slow
 def test_the_page_shows_verdict_and_record_but_no_progress_bar(rendered):
     root, _, _ = rendered
     page = (root / "_build/html/notebooks/10_ncsn.html").read_text()
@@ -269,6 +274,7 @@ def test_the_page_shows_verdict_and_record_but_no_progress_bar(rendered):
     assert "a progress bar" not in page
 
 
+@pytest.mark.slow
 def test_pages_ask_nothing_of_other_servers(rendered):
     root, _, _ = rendered
     html = root / "_build" / "html"

@@ -110,6 +110,7 @@ def table(out):
     return found
 
 
+@pytest.mark.slow
 def test_evaluation_prints_two_counts_floors_and_features_and_resumes(ncsn, tiny_run, tmp_path):
     arguments = ("evaluate", tiny_run, "--count", 20, "--device", "cpu", "--folder")
     code, out, err = ncsn(*arguments, tmp_path / "samples")
@@ -170,6 +171,7 @@ def test_one_of_several_processes_evaluates_the_samples(ncsn, record, monkeypatc
     assert len(drawn) == 1
 
 
+@pytest.mark.slow
 def test_samples_go_to_a_folder_of_runs_by_default(ncsn, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = ncsn("evaluate", tiny_run, "--count", 4, "--device", "cpu")
@@ -192,6 +194,7 @@ class SmallInception(Inception):
         return self.convolution(x).mean((2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "trained_on"), [("cifar10", 20), ("celeba", 12)])
 def test_color_from_its_files_to_its_numbers(
     ncsn, tmp_path, monkeypatch, request, preset, trained_on
@@ -387,6 +390,7 @@ def test_only_a_refinenet_knows_the_shape_of_its_images():
         cli.image_shape(score)
 
 
+@pytest.mark.slow
 def test_every_command_works_as_a_module():
     result = subprocess.run(
         [sys.executable, "-m", "ncsn_core", "--version"], capture_output=True, text=True

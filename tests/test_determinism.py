@@ -16,8 +16,8 @@ from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
 
-pytestmark = pytest.mark.serial  # two threads and one
-STEPS = 12
+pytestmark = [pytest.mark.slow, pytest.mark.serial]  # two threads and one
+STEPS = 6
 # How far losses and samples may be apart when another number of threads adds up in another order.
 TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 3e-2}
 KINDS = [
@@ -36,10 +36,10 @@ def train(folder, precision, compiled, threads, minutes, report):
         "smoke",
         channels=8,
         train_images=64,
-        batch_size=16,
+        batch_size=8,
         steps=STEPS,
         log_every=1,
-        checkpoint_every=4,
+        checkpoint_every=STEPS // 3,
     )
     shape = (64, 1, config.image_size, config.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator_for(0))
@@ -73,7 +73,7 @@ def sample(precision, compiled, threads, report):
     autocast = training.autocast_dtype(precision)
     score = NoiseConditionalScore(network, geometric_ladder(1.0, 0.1, 3), autocast=autocast)
     samples = generate(
-        score.requires_grad_(False), (1, 28, 28), 16, steps_per_level=4, progress=False
+        score.requires_grad_(False), (1, 28, 28), 8, steps_per_level=2, progress=False
     )
     report.put((samples.flatten()[::97].tolist(), provenance.tensor_sha256(samples)))
 
@@ -106,7 +106,7 @@ def test_training_again_resumed_and_with_another_number_of_threads(
     assert same_weights == weights
 
     pieces = []
-    for _ in range(3):  # of four steps each
+    for _ in range(3):  # of two steps each
         piece, last_weights = run("pieces", 2, 0.0)
         pieces += piece
     assert pieces == losses

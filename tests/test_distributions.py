@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 from scores import explicit_jacobian, global_generator_untouched, within, without_type_checks
@@ -235,7 +235,6 @@ def test_a_sigma_that_is_not_one_per_sample_is_refused(p, shape):
 # --- Gaussian mixtures -------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
 @given(case=mixtures())
 def test_mixture_density_is_that_of_torch_distributions(case):
     mixture, x, sigma = case
@@ -245,7 +244,6 @@ def test_mixture_density_is_that_of_torch_distributions(case):
         torch.testing.assert_close(ours[i], theirs, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=15)
 @given(case=mixtures())
 def test_mixture_score_is_the_gradient_of_the_reference(case):
     mixture, x, sigma = case
@@ -255,7 +253,6 @@ def test_mixture_score_is_the_gradient_of_the_reference(case):
         torch.testing.assert_close(ours[i], autograd_score(log_prob, x[i]), rtol=1e-8, atol=1e-8)
 
 
-@settings(max_examples=15)
 @given(case=mixtures(), sigma=st.floats(0.0, 3.0))
 def test_noised_is_the_same_as_asking_for_sigma(case, sigma):
     mixture, x, _ = case
@@ -267,7 +264,6 @@ def test_noised_is_the_same_as_asking_for_sigma(case, sigma):
     torch.testing.assert_close(again.log_density(x), mixture.log_density(x, total))
 
 
-@settings(max_examples=15)
 @given(case=mixtures())
 def test_responsibilities_are_bayes_rule(case):
     mixture, x, sigma = case
@@ -280,7 +276,6 @@ def test_responsibilities_are_bayes_rule(case):
         torch.testing.assert_close(ours[i], joint / joint.sum(), rtol=1e-8, atol=1e-12)
 
 
-@settings(max_examples=15)
 @given(case=mixtures())
 def test_from_covariances_finds_variances_and_axes_again(case):
     mixture, x, sigma = case

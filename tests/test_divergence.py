@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scores import (
     MATRIX,
@@ -62,7 +62,6 @@ def antisymmetric_share(matrices):
 # --- products with the Jacobian ----------------------------------------------------------------
 
 
-@settings(max_examples=12)
 @given(cases())
 def test_jacobian_products_are_those_of_the_explicit_jacobian(case):
     score, x = case
@@ -75,7 +74,6 @@ def test_jacobian_products_are_those_of_the_explicit_jacobian(case):
     torch.testing.assert_close(s, score(x))
 
 
-@settings(max_examples=12)
 @given(cases())
 def test_quadratic_form_is_v_J_v_in_both_modes(case):
     score, x = case
@@ -86,7 +84,6 @@ def test_quadratic_form_is_v_J_v_in_both_modes(case):
         torch.testing.assert_close(s, score(x))
 
 
-@settings(max_examples=12)
 @given(cases())
 def test_jacobian_is_that_of_autograd(case):
     score, x = case
@@ -125,7 +122,6 @@ def test_the_mode_decides_which_derivative_the_score_is_asked_for(estimate):
 # --- the exact trace ---------------------------------------------------------------------------
 
 
-@settings(max_examples=12)
 @given(cases(), st.none() | st.integers(1, 14))
 def test_all_exact_traces_are_the_trace_of_the_explicit_jacobian(case, chunk):
     score, x = case
@@ -166,7 +162,6 @@ def test_exact_trace_in_float32_stays_in_float32_and_under_no_grad(method):
 # --- estimates of the trace --------------------------------------------------------------------
 
 
-@settings(max_examples=12)
 @given(cases(), st.integers(1, 3), st.sampled_from(MODES))
 def test_hutchinson_is_the_mean_of_v_J_v_over_the_given_directions(case, count, mode):
     score, x = case
@@ -176,7 +171,6 @@ def test_hutchinson_is_the_mean_of_v_J_v_over_the_given_directions(case, count, 
     torch.testing.assert_close(hutchinson_divergence(score, x, v=v, mode=mode), expected)
 
 
-@settings(max_examples=10)
 @given(cases(smallest_batch=1), st.sampled_from(MODES))
 def test_hutchinson_over_a_scaled_orthogonal_basis_is_the_exact_trace(case, mode):
     score, x = case
@@ -287,7 +281,6 @@ def test_the_generator_alone_decides_what_is_drawn(kind):
 # --- the antisymmetric share -------------------------------------------------------------------
 
 
-@settings(max_examples=10)
 @given(cases(smallest_batch=1))
 def test_antisymmetry_over_a_scaled_orthogonal_basis_is_its_definition(case):
     score, x = case
@@ -405,7 +398,6 @@ def test_nothing_of_the_caller_is_changed():
 # --- the batch ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=8)
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_the_batch_does_not_matter(case, random):
     score, x = case

@@ -84,11 +84,13 @@ def test_conda_takes_torch_and_torchvision_from_the_same_source():
     assert any(item.startswith("torchvision>=") for item in conda)
 
 
+@pytest.mark.slow
 def test_committed_conda_environment_is_current():
     result = run_tool(ROOT, "--check")
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_stale_conda_environment_is_reported_and_rewritten(copied_root):
     pyproject = copied_root / "pyproject.toml"
     text = pyproject.read_text("utf-8")
@@ -106,11 +108,13 @@ def test_stale_conda_environment_is_reported_and_rewritten(copied_root):
     assert run_tool(copied_root, "--check").returncode == 0
 
 
+@pytest.mark.slow
 def test_missing_conda_environment_is_reported(copied_root):
     (copied_root / "environment.yml").unlink()
     assert run_tool(copied_root, "--check").returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -182,6 +186,7 @@ def test_torch_and_torchvision_are_a_matching_pair():
     assert kept.tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_wheel_carries_every_file_of_the_package(tmp_path):
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
     subprocess.run(

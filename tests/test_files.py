@@ -33,12 +33,14 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_at_once_and_told_why(holder):
     _, folder = holder
     with pytest.raises(NCSNError, match=r"another process is writing into .*run\. Wait"):
         exclusive(folder).__enter__()
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_lock(holder):
     process, folder = holder
     process.kill()

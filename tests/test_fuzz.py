@@ -178,6 +178,7 @@ def _too_long(*_: object) -> None:
     raise TimeoutError(f"more than {SECONDS} s")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("count", [100, pytest.param(4000, marks=pytest.mark.stress)])
@@ -191,6 +192,7 @@ def test_a_damaged_file_is_refused_or_read_as_it_is(tmp_path, kind, count, figur
     figures(f"fuzzing of {kind.__name__}", mutations=count, **outcomes)
 
 
+@pytest.mark.slow
 def test_a_few_kilobytes_that_unpack_to_gigabytes_are_refused(tmp_path):
     path = tmp_path / "bomb.gz"
     with gzip.open(path, "wb") as file:

@@ -81,6 +81,7 @@ def test_variance_on_the_way_follows_the_recurrence():
         assert got == pytest.approx(variance, rel=4 * (2 / n) ** 0.5)
 
 
+@pytest.mark.slow
 def test_bias_is_of_first_order_in_epsilon():
     """E[x²] for p = ½ sech²(x), where it is π²/12 and no formula gives the chain's own value.
 

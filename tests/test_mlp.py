@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scores import explicit_jacobian, global_generator_untouched
 from torch import nn
@@ -95,7 +95,6 @@ def test_the_network_bends_everywhere():
 # --- evaluation --------------------------------------------------------------------------------
 
 
-@settings(max_examples=10)
 @given(members=st.integers(1, 4), share=st.integers(0, 3), seed=st.integers(0, 100))
 def test_each_member_evaluates_its_own_share(members, share, seed):
     alone = networks(members, seed=seed)
@@ -335,8 +334,8 @@ def test_conditional_network_learns_the_score_of_every_level():
     torch.manual_seed(0)
     network = ConditionalMLP(2, hidden=32)
     sigmas, generator = torch.tensor([4.0, 2.0, 1.0, 0.5]), generator_for(0)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    for _ in range(1000):
+    optimizer = torch.optim.Adam(network.parameters(), 6e-3)
+    for _ in range(500):
         x = torch.randn(128, 2, generator=generator)
         loss = multilevel_denoising_score_matching(network, x, sigmas, generator=generator).mean()
         optimizer.zero_grad()

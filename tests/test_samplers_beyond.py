@@ -309,6 +309,7 @@ def test_ends_must_be_two_noise_levels(ends):
 # --- likelihoods ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_likelihood_of_the_mixture_is_its_density():
     x = torch.randn(6, 2, dtype=torch.float64, generator=generator_for(0))
     prior = MIXTURE.noised(30.0).log_density
@@ -317,6 +318,7 @@ def test_likelihood_of_the_mixture_is_its_density():
     assert evaluations > 10
 
 
+@pytest.mark.slow
 def test_a_gaussian_prior_is_off_by_less_the_farther_out_it_stands():
     x = torch.randn(6, 2, dtype=torch.float64, generator=generator_for(0))
     errors = []

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scores import (
     MATRIX,
@@ -102,7 +102,6 @@ def inputs(batch, shape, count=2):
 # --- each objective is its formula -------------------------------------------------------------
 
 
-@settings(max_examples=7)
 @given(cases(), st.integers(1, 3), st.sampled_from(MODES))
 def test_sliced_losses_are_their_formulas_for_the_given_directions(case, count, mode):
     """vᵀJv + ½(vᵀs)² and vᵀJv + ½‖s‖², one sample and one direction after another."""
@@ -119,7 +118,6 @@ def test_sliced_losses_are_their_formulas_for_the_given_directions(case, count, 
     torch.testing.assert_close(sliced_score_matching_vr(score, x, v=v, mode=mode), ssm_vr)
 
 
-@settings(max_examples=7)
 @given(cases(), st.none() | st.integers(1, 5))
 def test_implicit_loss_is_the_trace_and_half_the_square(case, chunk):
     score, x = case
@@ -130,7 +128,6 @@ def test_implicit_loss_is_the_trace_and_half_the_square(case, chunk):
         torch.testing.assert_close(got, expected, msg=method)
 
 
-@settings(max_examples=7)
 @given(cases(), st.floats(0.01, 2.0))
 def test_losses_without_a_derivative_are_their_formulas(case, width):
     """Explicit, denoising, its floor and finite differences, one sample after another."""
@@ -195,7 +192,6 @@ def test_directions_are_drawn_one_after_another_from_the_named_law():
 # --- the objectives against each other ---------------------------------------------------------
 
 
-@settings(max_examples=7)
 @given(cases(smallest_batch=1))
 def test_over_a_scaled_orthogonal_basis_the_sliced_losses_are_the_implicit_one(case):
     score, x = case
@@ -503,6 +499,7 @@ def test_objectives_without_a_derivative_train_the_image_network(image_network, 
     assert got.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_all_exact_traces_train_an_image_network_alike():
     refine_net, x = shaken(RefineNet(2, 1, 4, levels=2)), points(2, (1, 4, 4)).float()
 

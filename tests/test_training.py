@@ -133,6 +133,7 @@ def test_history_averages_over_the_steps_between_two_logs(run_training, tiny_con
     assert coarse["loss"] == pytest.approx([(a + b) / 2 for a, b in pairs], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(run_training, tmp_path, tiny_config, refinenet):
     """16 steps on 64 images; the loss of a single batch has a spread of a few percent."""
     config = tiny_config(
@@ -182,6 +183,7 @@ def test_resuming_after_an_interrupt_equals_never_stopping(
     assert_same_run(run_training(config, folder), uninterrupted)
 
 
+@pytest.mark.slow
 def test_resuming_a_refinenet_is_exact(run_training, tiny_config, tmp_path, refinenet):
     """The moments of Adam in their memory format, the moving average, γ, α and β: all of it."""
     config = tiny_config(steps=4)
@@ -667,12 +669,13 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_every_variant_trains_resumes_and_loads(
     run_training, tiny_config, tmp_path, refinenet, changes, precision
 ):
-    config = tiny_config(**{"image_size": 14, "steps": 3, "checkpoint_every": 1} | changes)
+    config = tiny_config(**{"image_size": 14, "steps": 2, "checkpoint_every": 1} | changes)
     whole = run_training(config, tmp_path / "whole", precision=precision)
     run_training(config, tmp_path / "pieces", minutes=0.0, precision=precision)
     pieces = run_training(config, tmp_path / "pieces", precision=precision)

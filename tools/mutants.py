@@ -2,9 +2,9 @@
 
     python tools/mutants.py --count 300 --out _build/stress/mutants.json
 
-draws so many of Cosmic Ray's mutants at random, runs the fast tests of the mutated module on each,
-and writes how many were killed and which survived.  Those of type annotations, which nothing runs,
-and those that are no Python any more, are left out.  A run that was interrupted is continued.  With
+draws so many of Cosmic Ray's mutants at random, runs the tests of the mutated module on each, and
+writes how many were killed and which survived.  Those of type annotations, which nothing runs, and
+those that are no Python any more, are left out.  A run that was interrupted is continued.  With
 `--again` the survivors are tried once more, for which tests have been written since; the share of
 all mutants is still estimated from the first time.
 """
@@ -53,7 +53,7 @@ TESTS = {
     "samplers/state": "test_samplers test_langevin",
 }
 EVERYWHERE = "test_properties"
-FAST = "not (slow or browser or colab or stress)"
+SUITE = "not (browser or colab or stress)"
 
 
 class Mutant(NamedTuple):
@@ -122,7 +122,7 @@ def copy_of_the_repository(folder: Path) -> Path:
 
 
 def run_tests(folder: Path, module: str, seconds: float) -> str:
-    """Run the fast tests of a module; returns "survived", "killed" or "killed (time)".
+    """Run the tests of a module; returns "survived", "killed" or "killed (time)".
 
     In a fork of this process, which has the libraries loaded, and nothing of the package.
     """
@@ -145,7 +145,7 @@ def _pytest(folder: Path, names: list[str]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", FAST]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", SUITE]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # the libraries are loaded
     checked = "--jaxtyping-packages=ncsn_core,beartype.beartype"
     code = pytest.main([*options, checked, *names])
