@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from ncsn_core.checks import require
 from ncsn_core.errors import UnknownNameError
 
 Score = Callable[[Tensor], Tensor]
@@ -267,8 +268,11 @@ def directions(
 
 def check_finite(x: Tensor) -> None:
     finite = torch.isfinite(x).flatten(1).all(1)
-    if not finite.all():
+
+    def error() -> ValueError:
         first = int((~finite).nonzero()[0, 0])
-        raise ValueError(
+        return ValueError(
             f"sample {first} of the batch holds NaN or infinity: {x[first].tolist()}"[:300]
         )
+
+    require(finite.all(), error)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ncsn_core import checkpoints, provenance, ranks
 from ncsn_core.checkpoints import Record, build_network, build_score
+from ncsn_core.checks import Checks, later, look
 from ncsn_core.config import TrainingConfig
 from ncsn_core.data import batches, load_images
 from ncsn_core.divergence import projections
@@ -164,6 +165,7 @@ def train(
     minutes: float | None = None,
     start_from: Record | None = None,
     progress: bool = True,
+    prepare: Callable[["Run"], None] | None = None,
 ) -> Record:
     """Train an NCSN (Song & Ermon 2019, §4.2), or go on where an earlier call stopped.
 
@@ -186,6 +188,7 @@ def train(
         start_from: a checkpoint whose weights a new run starts from, instead of random ones.  Which
             it was goes into the provenance.
         progress: show a bar with the loss and the speed.
+        prepare: called with the run before its first step; may replace `Run.update`.
 
     Returns:
         The checkpoint: weights (the moving average where there is one), the state to go on from,
@@ -220,6 +223,8 @@ def train(
         run.restore(previous)
     elif start_from is not None:
         run.start_from(start_from)
+    if prepare is not None:
+        prepare(run)
     stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
 
     # Only the first of several processes writes; the others wait for it when they meet.
@@ -416,6 +421,7 @@ class Run:
         self.step = 0
         self.whole = True  # False while a step is half done
         self.losses: list[Tensor] = []
+        self.checks: Checks = []  # of the steps since the last log
         self.history: dict[str, list[Any]] = {"step": [], "loss": []}
         self.seconds = 0.0
         self.clock = time.monotonic()
@@ -437,21 +443,31 @@ class Run:
             group["lr"] = learning_rate(self.config, step)
         drawn = draws(self.config, x, self.score.sigmas, generator)
         part = {name: t[self.share] for name, t in drawn.items()}
-        loss = self.loss(_Batch(x[self.share], part))
+        with later(self.checks):
+            loss = self.update(x[self.share], part)
+        if self.average is not None:
+            decay = averaging_decay(self.config.ema_decay, step)
+            update_average(self.average, self.network, decay)
+        self.losses.append(loss)
+        self.step = step + 1
+        self.whole = True
+
+    def update(self, x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """Loss, gradient and the optimizer's step, on images and what `draws` drew; the loss."""
+        loss = self.loss(_Batch(x, drawn))
         self.fabric.backward(loss)
         if self.config.gradient_clip is not None:
+            # Gradients that are not finite show in the loss of the next step: no need to wait.
             self.fabric.clip_gradients(
-                self.loss, self.optimizer, max_norm=self.config.gradient_clip
+                self.loss,
+                self.optimizer,
+                max_norm=self.config.gradient_clip,
+                error_if_nonfinite=False,
             )
         self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.average is not None:
-            decay = averaging_decay(self.config.ema_decay, step)
-            update_average(self.average, self.network, decay)
-        self.losses.append(loss.detach())
-        self.step = step + 1
-        self.whole = True
+        return loss.detach()
 
     def log(self) -> tuple[float, float]:
         """Move the losses since the last log into the history; mean loss and images a second."""
@@ -472,6 +488,7 @@ class Run:
 
     def finite_losses(self) -> Tensor:
         """The losses since the last log; raises `NonFiniteLossError` at the first that is none."""
+        look(self.checks)
         losses = torch.stack(self.losses).float() if self.losses else torch.zeros(0)
         if self.fabric.world_size > 1 and self.losses:
             losses = self.fabric.all_reduce(losses)  # type: ignore[assignment]

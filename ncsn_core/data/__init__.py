@@ -256,11 +256,13 @@ def _batches(
     while True:
         if step // per_epoch != epoch:
             epoch = step // per_epoch
-            # On the CPU, so that every device sees the images in one order.
+            # On the CPU, so that every device sees the images in one order; then where they are,
+            # because a GPU waits for what comes from elsewhere.
             order = torch.randperm(len(images), generator=generator_for(seed, 0, epoch))
+            order = order.to(images.device)
         first = step % per_epoch * batch_size
         generator = generator_for(seed, 1, step, device=images.device)
-        chosen = images[order[first : first + batch_size].to(images.device)]
+        chosen = images[order[first : first + batch_size]]
         if flip:
             mirrored = torch.rand(batch_size, device=images.device, generator=generator) < 0.5
             chosen = torch.where(mirrored[:, None, None, None], chosen.flip(-1), chosen)

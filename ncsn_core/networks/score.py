@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ncsn_core.checks import require
 from ncsn_core.schedules import validate_ladder
 
 
@@ -51,13 +52,15 @@ class NoiseConditionalScore(nn.Module):
         """
         matches = sigma[:, None] == self.sigmas
         known = matches.any(dim=1)
-        if not known.all():
-            stranger = sigma[~known][0].item()
+
+        def stranger() -> ValueError:
             ladder = ", ".join(f"{s:.4g}" for s in self.sigmas.tolist())
-            raise ValueError(
-                f"sigma = {stranger:.6g} is not a noise level of this network. It was trained at "
-                f"{ladder} and does not interpolate; pass values of `score.sigmas`"
+            return ValueError(
+                f"sigma = {sigma[~known][0].item():.6g} is not a noise level of this network. It "
+                f"was trained at {ladder} and does not interpolate; pass values of `score.sigmas`"
             )
+
+        require(known.all(), stranger)
         level = matches.to(torch.uint8).argmax(dim=1)
         if not self.conditional:
             level = torch.zeros_like(level)
@@ -157,11 +160,13 @@ class ContinuousScore(NoiseConditionalScore):
         """
         first, last = self.sigmas[0], self.sigmas[-1]
         known = (sigma <= first * (1 + 1e-5)) & (sigma >= last * (1 - 1e-5))
-        if not known.all():
-            raise ValueError(
+        require(
+            known.all(),
+            lambda: ValueError(
                 f"sigma = {sigma[~known][0].item():.6g} lies outside of what this network was "
                 f"trained for, {last.item():.4g} to {first.item():.4g}"
-            )
+            ),
+        )
         level = (sigma / first).log() / (last / first).log() * (len(self.sigmas) - 1)
         column = sigma.reshape(-1, *[1] * (x.ndim - 1))
         c = torch.rsqrt(column**2 + self.data_std**2)

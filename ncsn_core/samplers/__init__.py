@@ -4,6 +4,9 @@ All take `(score, x, *, ..., generator, callback)`, with x `[batch, *shape]` the
 independent chains.  They draw their randomness from `generator` alone, leave `x` as it was, show
 every update to `callback` as a `State`, and never print.  The two solvers that choose their own
 steps, at the end of `ode`, have no callback.
+
+A step waits for nothing on a GPU: there a score that is not finite is noticed within a hundred
+steps (`ncsn_core.checks`), in the same words, and a callback may have seen what came of it.
 """
 
 from typing import TYPE_CHECKING

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncsn_core.checks import later
 from ncsn_core.samplers.langevin import langevin_step
 from ncsn_core.samplers.state import Callback, State, checked, normal_like
 from ncsn_core.schedules import langevin_step_sizes
@@ -26,6 +27,7 @@ def denoised(
 
 
 @torch.no_grad()
+@later()
 def annealed_langevin(
     score: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "batch *shape"],
@@ -67,16 +69,17 @@ def annealed_langevin(
     if steps_per_level < 1:
         raise ValueError(f"steps_per_level must be at least 1; got {steps_per_level}")
     alphas = langevin_step_sizes(sigmas, epsilon).tolist()
+    levels = sigmas.tolist()
     for i, alpha in enumerate(alphas):
         sigma = sigmas[i].expand(len(x))
-        level = f"level {i + 1} of {len(alphas)} (sigma = {sigmas[i].item():.4g})"
-        constrained = constraint(sigmas[i].item())
+        level = f"level {i + 1} of {len(alphas)} (sigma = {levels[i]:.4g})"
+        constrained = constraint(levels[i])
         x = constrained(x)
         for t in range(steps_per_level):
             s = checked(score(x, sigma), x, f"{level}, step {t + 1}")
             x = constrained(langevin_step(x, s, alpha, normal_like(x, generator)))
             if callback is not None:
-                callback(State(i, t, sigmas[i].item(), alpha, x, s))
+                callback(State(i, t, levels[i], alpha, x, s))
     if denoise:
         x = denoised(score, x, sigmas[-1])
     return x

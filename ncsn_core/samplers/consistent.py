@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncsn_core.checks import later
 from ncsn_core.samplers.annealed import denoised
 from ncsn_core.samplers.state import Callback, State, checked, normal_like
 from ncsn_core.schedules import langevin_step_sizes
 
 
 @torch.no_grad()
+@later()
 def consistent_annealed(
     score: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "batch *shape"],

@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncsn_core.checks import later
 from ncsn_core.samplers.state import Callback, State, checked, normal_like
 
 
 @torch.no_grad()
+@later()
 def langevin(
     score: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch *shape"],

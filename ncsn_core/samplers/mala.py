@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ncsn_core.checks import later, require
 from ncsn_core.samplers.langevin import langevin_step, step_sizes
 from ncsn_core.samplers.state import Callback, State, checked, normal_like
 
@@ -26,6 +27,7 @@ class Mala(NamedTuple):
 
 
 @torch.no_grad()
+@later()
 def mala(
     score: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch *shape"],
@@ -111,6 +113,8 @@ def _checked_density(log_p: Tensor, x: Tensor, where: str) -> Tensor:
         raise ValueError(
             f"a log-density gives one number for each of {len(x)} chains; got {tuple(log_p.shape)}"
         )
-    if log_p.isnan().any() or log_p.isposinf().any():
-        raise FloatingPointError(f"the log-density is not a number at {where}")
+    require(
+        ~(log_p.isnan() | log_p.isposinf()).any(),
+        lambda: FloatingPointError(f"the log-density is not a number at {where}"),
+    )
     return log_p

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncsn_core.checks import later
 from ncsn_core.divergence import exact_divergence
 from ncsn_core.samplers.annealed import denoised
 from ncsn_core.samplers.state import Callback, State, checked
@@ -24,6 +25,7 @@ Method = Literal["euler", "heun", "multistep"]
 
 
 @torch.no_grad()
+@later()
 def probability_flow(
     score: NoiseConditional,
     x: Float[Tensor, "batch *shape"],

@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncsn_core.checks import later
 from ncsn_core.samplers.langevin import langevin_step
 from ncsn_core.samplers.state import Callback, State, checked, normal_like
 from ncsn_core.schedules import validate_ladder
 
 
 @torch.no_grad()
+@later()
 def reverse_diffusion(
     score: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "batch *shape"],

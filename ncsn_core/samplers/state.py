@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ncsn_core.checks import require
 from ncsn_core.divergence import check_shape
 
 
@@ -44,8 +45,12 @@ def checked(s: Tensor, x: Tensor, where: str) -> Tensor:
         FloatingPointError: when it is not finite, saying where.
     """
     check_shape(s, x)
-    if not torch.isfinite(s).all():
-        raise FloatingPointError(f"the score is not finite at {where}; a smaller epsilon may help")
+    require(
+        torch.isfinite(s).all(),
+        lambda: FloatingPointError(
+            f"the score is not finite at {where}; a smaller epsilon may help"
+        ),
+    )
     return s
 
 

@@ -1,0 +1,71 @@
+"""Checks of tensors that a GPU does not have to stop for.
+
+To look at a number on a GPU is to wait until everything before it has been computed, and meanwhile
+the GPU gets no new work.  So a check on the device is noted, and many are looked at together.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+Checks = list[tuple[Tensor, Callable[[], Exception]]]
+
+AT_ONCE = ("cpu",)  # kinds of device on which a look costs nothing
+MOST = 100  # checks that wait for a look
+
+_noted: ContextVar[Checks | None] = ContextVar("noted", default=None)
+
+
+def require(holds: Tensor, error: Callable[[], Exception]) -> None:
+    """Raise `error()` unless `holds`, one truth value.
+
+    At once on a CPU, and wherever nobody has said `later`.  Not at all while a CUDA graph is being
+    captured, which can neither be looked at nor repeat the check.
+    """
+    noted = _noted.get()
+    if holds.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if noted is None or holds.device.type in AT_ONCE:
+        if not holds:
+            raise error()
+        return
+    noted.append((holds, error))
+    if len(noted) >= MOST:
+        look(noted)
+
+
+def look(checks: Checks) -> None:
+    """Raise the error of the first check that failed; either way none is left."""
+    noted = list(checks)
+    checks.clear()
+    if noted:
+        answers = torch.stack([holds for holds, _ in noted]).tolist()
+        for answer, (_, error) in zip(answers, noted, strict=True):
+            if not answer:
+                raise error()
+
+
+@contextmanager
+def later(checks: Checks | None = None) -> Iterator[None]:
+    """Let the checks of a block, or of a decorated function, wait for its end.
+
+    An error of the block's own is then the consequence of a check that failed before it, if one
+    did.  Inside of another such block they wait for the end of that.
+
+    Args:
+        checks: where they go instead, to be looked at by the caller.
+    """
+    if _noted.get() is not None:
+        yield
+        return
+    noted: Checks = [] if checks is None else checks
+    token = _noted.set(noted)
+    try:
+        yield
+    finally:
+        _noted.reset(token)
+        if checks is None:
+            look(noted)
