@@ -424,7 +424,7 @@ def test_chapters_that_failed_are_counted_and_named_and_the_others_run(counted, 
         return execute(root, notebook, **options)
 
     monkeypatch.setattr(runner, "execute", fail)
-    result = invoke("execute")
+    result = invoke("execute", "--jobs", "1")
     assert result.exit_code == 1
     assert f"{FIRST}: cell 3 of 3 failed" in result.stdout
     assert result.stderr == f"Error: 1 of 2 chapters failed: {FIRST}\n"
@@ -439,7 +439,7 @@ def test_parameters_reach_the_one_chapter_that_is_named(counted):
 
 def test_building_executes_renders_and_prints_the_scorecard(counted, root, monkeypatch):
     monkeypatch.setattr(site, "build", lambda *_, **__: root / "_build/html/index.html")
-    result = invoke("build", "--force")
+    result = invoke("build", "--force", "--jobs", "1")
     assert result.exit_code == 0, result.output
     assert [(notebook, force) for notebook, _, force, _ in counted] == [
         (FIRST, True),
@@ -449,7 +449,7 @@ def test_building_executes_renders_and_prints_the_scorecard(counted, root, monke
 
 
 def test_refreshing_says_what_changed(counted, root):
-    result = invoke("refresh")
+    result = invoke("refresh", "--jobs", "1")
     assert result.exit_code == 0, result.output
     assert f"{FIRST}: already up to date" in result.output
 
@@ -467,7 +467,7 @@ def test_an_interrupt_ends_without_a_traceback(counted, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "execute", interrupted)
-    result = invoke("execute")
+    result = invoke("execute", "--jobs", "1")
     assert result.exit_code == 1
     assert "interrupted; chapters that were done stay cached" in result.stderr
 
