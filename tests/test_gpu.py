@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import gpu
 import graphs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 PACKAGES = ["torch", "torchvision", "numpy", "scipy", "safetensors", "filelock", "jaxtyping"]
@@ -87,7 +89,6 @@ def rehearsal(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_one_go_needs_no_other_package_and_brings_few_small_files(rehearsal):
     files = {path.name: path.stat().st_size for path in (rehearsal / "out").rglob("*")}
     assert {*files} == {f"{n}.safetensors" for n in ("paper", "samples", "queue")} | {
@@ -114,15 +115,14 @@ def test_one_go_needs_no_other_package_and_brings_few_small_files(rehearsal):
     distances = stages["samples"]["distances"]["8"]
     assert distances["samples"]["features"] == "digit_classifier"
     assert 0 < distances["held-out images"]["fid"] < distances["uniform noise"]["fid"]
-    assert stages["queue"]["runs"] == ["mnist", "ablations/sliced-0"]
+    assert stages["queue"]["runs"] == ["mnist", "ablations/no_norm-0"]
 
 
-@pytest.mark.slow
 def test_what_came_back_becomes_the_records_that_were_packed(rehearsal, tmp_path, monkeypatch):
     records = {
         str(r.folder.relative_to(tmp_path)): r for r in gpu.unpack(rehearsal / "out", tmp_path)
     }
-    assert {*records} == {"paper", "samples", "mnist", "ablations/sliced-0"}
+    assert {*records} == {"paper", "samples", "mnist", "ablations/no_norm-0"}
     for name, record in records.items():
         assert checkpoints.load(rehearsal / "work" / "records" / name).manifest == record.manifest
         assert record.provenance["commit"] == "abc123"
@@ -325,7 +325,7 @@ def test_a_run_of_the_queue_that_fails_is_left_out(session, monkeypatch):
 
     monkeypatch.setattr(gpu, "trained", failing)
     gpu.queue(session)
-    assert session.summary["stages"]["queue"]["runs"] == ["ablations/sliced-0"]
+    assert session.summary["stages"]["queue"]["runs"] == ["ablations/no_norm-0"]
     assert any("mnist is left out: ZeroDivisionError" in line for line in session.summary["log"])
     session.ends = 0.0  # what an earlier session has made goes back all the same
     (session.out / "queue.safetensors").unlink()

@@ -402,9 +402,11 @@ def test_a_huge_learning_rate_ends_in_the_same_clear_error(run_training, tiny_co
         run_training(config, tmp_path)
 
 
-@pytest.mark.parametrize("step", [3, 5], ids=["checkpoint", "last step"])
+@pytest.mark.parametrize(
+    ("step", "clip"), [(3, None), (5, None), (3, 1.0)], ids=["checkpoint", "last step", "clipped"]
+)
 def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
-    run_training, tiny_config, tmp_path, at_step, step
+    run_training, tiny_config, tmp_path, at_step, step, clip
 ):
     """The gradient may overflow where the loss does not; the next loss would show it too late."""
 
@@ -414,7 +416,7 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
 
     at_step(step, overflow)
     with pytest.raises(NonFiniteLossError):
-        run_training(tiny_config(), tmp_path)
+        run_training(tiny_config(gradient_clip=clip), tmp_path)
     kept = checkpoints.load(tmp_path)
     for part in ("weights", "state"):
         assert all(tensor.isfinite().all() for tensor in kept.tensors(part).values())
@@ -635,9 +637,9 @@ def test_only_long_runs_are_compiled_and_a_run_stays_what_it_was(
     monkeypatch.setattr(training, "can_compile", lambda device: True)
     monkeypatch.setattr(SmallNetwork, "fuse_normalizations", lambda _, fused: made.append(fused))
     for steps in (999, 1000):
-        run_training(tiny_config(steps=steps), tmp_path / f"{steps}", compile=None, minutes=0)
-    run_training(tiny_config(steps=2000), tmp_path / "999", compile=None, minutes=0)
-    run_training(tiny_config(steps=100), tmp_path / "1000", compile=None, minutes=0)
+        run_training(tiny_config(steps=steps), tmp_path / f"{steps}", compile=None, minutes=0.0)
+    run_training(tiny_config(steps=2000), tmp_path / "999", compile=None, minutes=0.0)
+    run_training(tiny_config(steps=100), tmp_path / "1000", compile=None, minutes=0.0)
     assert made == [False, True, False, True]
 
 
