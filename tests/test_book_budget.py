@@ -13,7 +13,7 @@ NOTEBOOKS = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/training/*.i
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_keeps_to_its_time(path):
-    """Its seconds are counted in those of a computation at the same moment, so that a slow machine passes."""
+    """Counted in seconds of a computation at the same moment, so that a slow machine passes."""
     record = json.loads(path.read_text(encoding="utf-8"))["metadata"]["ncsn"]
     budget = TRAINING if path.parent.name == "training" else CHAPTER
     assert record["seconds"] / record["reference_seconds"] <= budget / REFERENCE
