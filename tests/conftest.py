@@ -54,7 +54,7 @@ def pytest_runtest_call(item):
     result = yield
     spent = sum(os.times()[:4]) - begin
     slow = any(item.get_closest_marker(name) for name in ("slow", "stress", "browser", "colab"))
-    measured = PROFILE == "suite" and "coverage" not in sys.modules  # which takes time itself
+    measured = PROFILE == "suite" and sys.gettrace() is None  # coverage takes time itself
     if measured and not slow and spent > FAST:
         pytest.fail(
             f"took {spent:.1f} s of processor time, and a test that is not marked slow takes at "
