@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Seconds on a core with AVX2 alone, where the reference computation takes half a second or longer.
-CHAPTER, TRAINING, REFERENCE = 30, 10, 0.5
+# In units of the reference computation: 45 and 23 seconds where that takes 0.16.
+CHAPTER, TRAINING = 280, 140
 NOTEBOOKS = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/training/*.ipynb")]
 
 
@@ -16,4 +16,4 @@ def test_a_notebook_keeps_to_its_time(path):
     """Counted in seconds of a computation at the same moment, so that a slow machine passes."""
     record = json.loads(path.read_text(encoding="utf-8"))["metadata"]["ncsn"]
     budget = TRAINING if path.parent.name == "training" else CHAPTER
-    assert record["seconds"] / record["reference_seconds"] <= budget / REFERENCE
+    assert record["seconds"] / record["reference_seconds"] <= budget

@@ -68,7 +68,7 @@ def threads() -> int:
 
 
 def reference_seconds() -> float:
-    """Return how long a computation takes here and now that is always the same: half a second.
+    """Return how long a computation takes here and now that is always the same.
 
     A notebook's budget is counted in it, because a machine that is slow, or busy, is so for both.
     """
