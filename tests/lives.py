@@ -26,7 +26,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # A server that has imported what takes long forks a process for every life.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["ncsn_core.training", "ncsn_core.generation", "ncsn_core.book.runner", "papermill", "pytest"]
+    ["ncsn_core.training", "lightning_fabric", "torch._dynamo", "ncsn_core.generation"]
+    + ["ncsn_core.book.runner", "papermill", "pytest"]
 )
 
 

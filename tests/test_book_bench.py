@@ -3,6 +3,7 @@
 import json
 import math
 
+import click
 import pytest
 import torch
 
@@ -104,13 +105,21 @@ def test_compiling_is_repaid_by_what_it_saves():
     assert bench.repaid_after(rows[:1], case) is None
 
 
-def test_the_command_writes_the_numbers_and_a_plot(ncsn, tmp_path):
-    code, out, _ = ncsn(
-        "book", "bench", "--profile", "smoke", "--device", "cpu", "--out", tmp_path / "bench"
-    )
-    assert code == 0
-    assert "the losses differ by" in out
-    record = checkpoints.load(tmp_path / "bench")
+def test_the_command_writes_the_numbers_and_a_plot(ncsn, tmp_path, result, monkeypatch):
+    asked = []
+
+    def measure(profile, device, report):
+        asked.append((profile, device, report))
+        return result[0]
+
+    monkeypatch.setattr(bench, "measure", measure)
+    out = tmp_path / "bench"
+    code, said, err = ncsn("book", "bench", "--profile", "smoke", "--device", "cpu", "--out", out)
+    assert code == 0, err
+    assert asked == [("smoke", CPU, click.echo)]
+    assert "the losses differ by" in said
+    record = checkpoints.load(out)
+    assert record.metrics == json.loads(json.dumps(result[0]))
     assert record.metrics["kind"] == "cpu"
     assert record.provenance["profile"] == "smoke"
-    assert (tmp_path / "bench" / "bench.png").stat().st_size > 5000
+    assert (out / "bench.png").stat().st_size > 5000
