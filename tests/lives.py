@@ -25,10 +25,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 # A server that has imported what takes long forks a process for every life.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    ["ncsn_core.training", "lightning_fabric", "torch._dynamo", "ncsn_core.generation"]
-    + ["ncsn_core.book.runner", "papermill", "pytest"]
-)
+OURS = ["ncsn_core.training", "ncsn_core.generation", "ncsn_core.book.runner"]
+processes.set_forkserver_preload([*OURS, "torch._dynamo", "lightning_fabric", "papermill"])
 
 
 def begin(work: Callable[..., None], *arguments: object) -> multiprocessing.Process:
