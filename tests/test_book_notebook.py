@@ -39,6 +39,7 @@ def smooth():
     return np.stack(waves, axis=-1) * 255 + noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 17, 255, 256])
 def test_pictures_of_up_to_256_colors_become_smaller_and_stay_the_same(count):
     raw = png(of_colors(count), dpi=(120, 120))
@@ -61,6 +62,7 @@ def test_a_smooth_picture_gets_a_palette_that_is_not_seen():
     assert len(small) < len(raw) / 2
 
 
+@pytest.mark.slow
 def test_a_picture_that_a_palette_would_change_visibly_keeps_its_colors():
     raw = png(of_colors(96 * 96).repeat(4, axis=0).repeat(4, axis=1))
     small = smaller_png(raw)

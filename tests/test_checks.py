@@ -175,6 +175,7 @@ def test_more_steps_do_not_wait_more_often(name, waits):
     assert 1 <= few == many <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [NoiseConditionalScore, EnergyScore, ContinuousScore])
 def test_a_network_does_not_wait_inside_of_a_sampler(kind, waits):
     extra = {"data_mean": 0.5, "data_std": 0.5} if kind is ContinuousScore else {}

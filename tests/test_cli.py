@@ -257,6 +257,7 @@ def test_color_without_inception_weights_says_so_before_sampling(
     assert not (tmp_path / "samples").exists()
 
 
+@pytest.mark.slow
 def test_garments_are_compared_in_their_classifiers_features(
     ncsn, tmp_path, monkeypatch, fashion_mnist
 ):

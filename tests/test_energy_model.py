@@ -86,6 +86,7 @@ def test_no_gradient_flows_into_the_negatives():
 # --- training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_finds_the_stiffness_of_a_gaussian():
     """Data of standard deviation ½, and runs long enough to forget their start.
 

@@ -222,6 +222,7 @@ def test_a_download_that_is_cut_short_or_altered_is_never_used(tmp_path, server)
         assert no_unfinished_file(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_file_that_rotted_on_disk_is_downloaded_again(tmp_path, server):
     folder, archive = server
     fetch(archive, tmp_path)

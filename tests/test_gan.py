@@ -106,6 +106,7 @@ def test_the_generators_gradient_survives_where_the_discriminator_wins():
 # --- the game -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_generator_learns_the_mean_image():
     """Data: one picture, half black and half white.  The images come near it within 200 steps.
 

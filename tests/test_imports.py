@@ -26,6 +26,7 @@ def loaded(statements: str, *arguments: str) -> set[str]:
     return set(result.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["book", "--help"], ["train", "--help"]])
 def test_help_needs_none_of_the_packages_that_compute(arguments):
     found = loaded("from ncsn_core.cli import main; main()", *arguments)
@@ -33,6 +34,7 @@ def test_help_needs_none_of_the_packages_that_compute(arguments):
     assert not found & (HEAVY | {"torch", "numpy", "yaml", "IPython"})
 
 
+@pytest.mark.slow
 def test_a_claim_is_checked_with_none_of_them_and_without_what_makes_the_pages():
     found = loaded("from ncsn_core.book import claims")
     assert not found & (HEAVY | {"torch", "numpy", "IPython"})
@@ -40,6 +42,7 @@ def test_a_claim_is_checked_with_none_of_them_and_without_what_makes_the_pages()
     assert book == {f"ncsn_core.book.{name}" for name in ("claims", "ledger", "provenance")}
 
 
+@pytest.mark.slow
 def test_no_module_of_the_package_needs_what_only_some_of_its_functions_do():
     found = loaded(EVERYTHING)
     assert {"torch", "ncsn_core.training", "ncsn_core.evaluation"} <= found

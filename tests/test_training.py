@@ -81,6 +81,7 @@ def no_data(*args, **kwargs):
 # --- a whole run -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_checkpoint_with_weights_history_and_provenance(
     run_training, tiny_config, tmp_path, few_images, refinenet
 ):
