@@ -210,11 +210,11 @@ def train(
     share = ranks.share(config.batch_size)
     fabric = ranks.fabric(target, pick_precision(precision, target))
     images = _load(config, target, data_root, download)
-    if compile is None:
+    if compile is None and previous is not None:
+        compile = previous.provenance["fused"] and can_compile(target)
+    elif compile is None:
         calls = 0 if config.differentiates_twice else config.steps
         compile = worth_compiling(target, calls)
-        if previous is not None:
-            compile = previous.provenance["fused"] and can_compile(target)
     elif compile and config.differentiates_twice:
         raise NCSNError("compiled normalizations have no second derivatives, which this needs")
     run = Run(config, fabric, target, share, compile)
