@@ -99,7 +99,7 @@ def test_the_ledger_packed_into_the_package_comes_first(tmp_path, monkeypatch):
 
 def test_without_a_ledger_both_places_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(books, "__file__", str(tmp_path / "claims.py"))
-    monkeypatch.setattr(books.provenance, "PACKAGE", tmp_path / "lib" / "ncsn_core")
+    monkeypatch.setattr(books, "PACKAGE", tmp_path / "lib" / "ncsn_core")
     with pytest.raises(books.LedgerError, match="reinstall") as error:
         books.find_ledger()
     assert str(tmp_path / "claims.yml") in str(error.value)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncsn_core.book import provenance as here
+from ncsn_core import provenance as here
 from ncsn_core.book.ledger import Band, Claim, LedgerError, load_ledger, number_text
 
 METADATA_KEY = "ncsn"

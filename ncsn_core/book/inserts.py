@@ -27,9 +27,9 @@ from ncsn_core import checkpoints
 from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.ledger import number_text
 from ncsn_core.book.plot import band_plot
-from ncsn_core.book.provenance import PACKAGE
 from ncsn_core.book.scorecard import FAILS, HOLDS, NOT_MEASURED, Row, by_claim, status_of
 from ncsn_core.book.tree import BookError
+from ncsn_core.provenance import PACKAGE
 
 ROLE = re.compile(r"\{(measured|claim|claims|promise)\}`([^`:]+)(?::([^`]+))?`")
 BLOCK = re.compile(r"^<!-- ncsn: ([a-z]+) -->$", re.MULTILINE)

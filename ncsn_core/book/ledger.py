@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from ncsn_core.book import provenance
 from ncsn_core.errors import NCSNError
+from ncsn_core.provenance import PACKAGE
 
 LEDGER = "claims.yml"
 KINDS = {
@@ -82,7 +82,7 @@ def find_ledger() -> Path:
 
     Raises `LedgerError` naming both places when it is in neither.
     """
-    places = [Path(__file__).with_name(LEDGER), provenance.PACKAGE.parent / "book" / LEDGER]
+    places = [Path(__file__).with_name(LEDGER), PACKAGE.parent / "book" / LEDGER]
     for place in places:
         if place.is_file():
             return place
