@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS ?= 1
 ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 APART := browser or colab or stress
 CHECKED := --jaxtyping-packages=ncsn_core,beartype.beartype --timeout=300
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=tests/nbval.cfg
 
 step = @printf '\n== %s\n' '$(1)'
 

@@ -8,6 +8,7 @@ replaced last, in one step: a reader finds the old record or the new one and nev
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as dump_safetensors
 from torch import Tensor, nn
 
-from ncsn_core.errors import CorruptFileError, UnknownNameError
+from ncsn_core import provenance
+from ncsn_core.errors import CorruptFileError, NCSNError, UnknownNameError
 from ncsn_core.files import write_atomically
 from ncsn_core.networks import (
     ContinuousScore,
@@ -34,6 +36,8 @@ from ncsn_core.schedules import geometric_ladder
 MODELS = Path(__file__).parent / "models"
 RESULTS = Path(__file__).parent / "results"
 MANIFEST = "manifest.json"
+SESSION = ("commit", "device", "python", "versions", "precision", "fused", "processes")
+TENSORS = re.compile(r"\w+-[0-9a-f]{12}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,20 @@ class Record:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Commit, seed, device, versions, seconds and the hash of the data."""
+        """Seed, seconds and hash of the data; commit, device and versions where no run goes on."""
         return self.manifest.get("provenance", {})
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Who trained from which step on: commit, device, versions, precision, compilation.
+
+        A run that went on under the same conditions has one entry.  Records of before there was
+        this list know their last session only, and give it as all.
+        """
+        found = self.provenance
+        if "sessions" in found:
+            return found["sessions"]
+        return [{"from_step": 0} | {name: found[name] for name in SESSION if name in found}]
 
     def tensors(self, part: str = "weights") -> dict[str, Tensor]:
         """Read one file of tensors, after checking its SHA-256.
@@ -286,6 +302,7 @@ def _read(folder: Path) -> Record:
             f"the {MANIFEST} of record {folder.name!r} was altered: its content has another "
             f"SHA-256 than it says. Restore the file"
         )
+    provenance.opened(folder / MANIFEST)
     return Record(folder, manifest)
 
 
@@ -318,8 +335,38 @@ def _complete(manifest: Any) -> bool:
     )
 
 
+def owned_files(folder: Path) -> set[str]:
+    """Names of the tensor files that the record in a folder lists; none in a new or empty folder.
+
+    Whoever writes a record asks this first: only these files are ever replaced or deleted.
+
+    Raises:
+        NCSNError: when the folder holds something, and no record.
+    """
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise NCSNError(f"{folder} is a file: name a folder")
+    if (folder / MANIFEST).exists():
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            manifest = None
+        if _complete(manifest):
+            names = {entry["name"] for entry in manifest["files"].values()}
+            return {name for name in names if TENSORS.fullmatch(name)}
+        found = f"a {MANIFEST} that is damaged or another program's"
+    else:
+        # A process that was killed before its first manifest leaves tensors only.
+        visible = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if all(TENSORS.fullmatch(name) for name in visible):
+            return set()
+        found = "other files and no record"
+    raise NCSNError(f"{folder} holds {found}. It is left as it is: choose a new or an empty folder")
+
+
 def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manifest: Any) -> Record:
-    """Write a record, replacing what was in `folder` in one step.
+    """Write a record, replacing the one that was in `folder` in one step.
 
     Args:
         folder: created when missing.
@@ -328,25 +375,32 @@ def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manife
 
     Returns:
         The record as written.
+
+    Raises:
+        NCSNError: when the folder holds something else than a record; it is left as it is.
+        UnwritableError: when a file cannot be written; the old record is still there.
     """
     folder = Path(folder)
+    replaceable = owned_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
-    for part, tensors in parts.items():
-        raw = dump_safetensors({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
-        digest = hashlib.sha256(raw).hexdigest()
-        name = f"{part}-{digest[:12]}.safetensors"
-        write_atomically(folder / name, raw)
-        files[part] = {"name": name, "sha256": digest, "bytes": len(raw)}
-    # As JSON gives it back, so that the record is the one that `load` will find.
-    content = json.loads(json.dumps({"format": 2, **manifest, "files": files}, allow_nan=False))
-    content["sha256"] = manifest_sha256(content)
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / MANIFEST, text.encode())
-    current = {entry["name"] for entry in files.values()}
-    for stale in folder.glob("*.safetensors"):
-        if stale.name not in current:
-            stale.unlink()
+    try:
+        for part, tensors in parts.items():
+            raw = dump_safetensors({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+            digest = hashlib.sha256(raw).hexdigest()
+            name = f"{part}-{digest[:12]}.safetensors"
+            replaceable.add(name)
+            write_atomically(folder / name, raw)
+            files[part] = {"name": name, "sha256": digest, "bytes": len(raw)}
+        # As JSON gives it back, so that the record is the one that `load` will find.
+        content = json.loads(json.dumps({"format": 2, **manifest, "files": files}, allow_nan=False))
+        content["sha256"] = manifest_sha256(content)
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(folder / MANIFEST, text.encode())
+    finally:
+        # Of the old files and the new ones, those go that the manifest does not name now.
+        for name in replaceable - owned_files(folder):
+            (folder / name).unlink(missing_ok=True)
     return Record(folder, content)
 
 

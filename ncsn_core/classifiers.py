@@ -54,6 +54,7 @@ def train_classifier(
     """
     images = load_images(dataset, device=device, download=download)[:train_images]
     labels = load_labels(dataset)[:train_images].to(device)
+    checkpoints.owned_files(Path(folder))
     torch.manual_seed(seed)
     network = DigitClassifier().to(device)
     optimizer = torch.optim.Adam(network.parameters(), learning_rate)

@@ -278,7 +278,9 @@ def evaluate(
     count = count or budget.samples
     calls = -(-count // budget.batch_size) * len(model.sigmas) * budget.steps_per_level
     fuse = training.worth_compiling(target, calls)
-    score = model.score(target, autocast=preferred_autocast(target), fuse=fuse)
+    origin = f"{model.name}-{model.weights_sha256[:8]}"
+    folder = folder or Path("runs") / f"samples-{origin}-{profile}-{epsilon:g}-{seed}"
+    score = model.score(target, autocast=_autocast_of(folder, target), fuse=fuse)
     name, size = model.config["dataset"], model.config["image_size"]
     extractor = load_extractor(name, target, weights=inception_weights, download=download)
     reference = data.load_images(name, download=download, size=size)
@@ -286,8 +288,6 @@ def evaluate(
         reference = reference[:2000]
     held_out = data.load_images(name, "test", download=download, size=size)
 
-    origin = f"{model.name}-{model.weights_sha256[:8]}"
-    folder = folder or Path("runs") / f"samples-{origin}-{profile}-{epsilon:g}-{seed}"
     samples = generate(
         score,
         image_shape(score),
@@ -404,6 +404,18 @@ def preferred_autocast(device: "torch.device") -> "torch.dtype | None":
     from ncsn_core import training
 
     return training.autocast_dtype(training.pick_precision("auto", device))
+
+
+def _autocast_of(folder: Path, device: "torch.device") -> "torch.dtype | None":
+    """The autocast type of the samples in a folder; of new ones, what this hardware prefers."""
+    import torch
+
+    from ncsn_core import checkpoints
+
+    if not (folder / checkpoints.MANIFEST).is_file():
+        return preferred_autocast(device)
+    kinds = {str(kind): kind for kind in (torch.bfloat16, torch.float16)}
+    return kinds.get(checkpoints.load(folder).config.get("autocast", "None"))
 
 
 def image_shape(score: "NoiseConditionalScore") -> tuple[int, int, int]:

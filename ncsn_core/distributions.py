@@ -199,7 +199,7 @@ class Curve:
     @functools.cached_property
     def smallest_sigma(self) -> float:
         """The largest distance between neighboring points of the integral."""
-        points, _ = self._rule()
+        points, _ = self._rule
         return (points[1:] - points[:-1]).norm(dim=1).max().item()
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Points:
@@ -219,6 +219,7 @@ class Curve:
         expected = exponents.softmax(-1) @ points
         return ((expected - x) / variance.unsqueeze(1)).to(x)
 
+    @functools.cached_property
     def _rule(self) -> tuple[Tensor, Tensor]:
         """Points of the curve and their weights: Gauss–Legendre on equal panels of [0, 1]."""
         panels = -(-self.nodes // len(WEIGHTS))
@@ -229,7 +230,7 @@ class Curve:
     def _exponents(self, x: Points, sigma: Sigma) -> tuple[Tensor, Tensor, Tensor]:
         """Logarithms of the integral's terms [batch, nodes], σ² [batch] and the points."""
         variance = _variance(sigma, x, 0.0, "Curve", least=self.smallest_sigma).double()
-        points, weights = (part.to(x.device) for part in self._rule())
+        points, weights = (part.to(x.device) for part in self._rule)
         wide = x.double()
         # Not torch.cdist: its gradient is wrong under vmap.
         squared = wide.square().sum(1, keepdim=True) - 2 * wide @ points.mT + points.square().sum(1)

@@ -1,8 +1,9 @@
 """Writing files so that a reader never finds half of one, and folders so that one process does."""
 
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from filelock import FileLock, Timeout
 from ncsn_core.errors import NCSNError, UnwritableError
 
 LOCK = ".lock"
+TEMPORARY = re.compile(r"\.ncsn-[0-9a-f]{8}\.tmp(\.\w+)?")
+
+
+def temporary(path: Path, suffix: str = "") -> Path:
+    """A new name beside `path` for what is being written; no other program uses such a name."""
+    return path.with_name(f".ncsn-{secrets.token_hex(4)}.tmp{suffix}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -22,30 +29,33 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UnwritableError: when the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        unfinished.replace(path)
     except OSError as error:
         raise UnwritableError(
             f"{path} could not be written: {error}. What was there before is still there"
         ) from error
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, below: Iterable[Path] = ()) -> Iterator[None]:
     """Be the only process that writes into a folder, until the block ends.
 
     The operating system keeps the lock and takes it back from a process that ends, however it
-    ends: nothing stale is left to be removed by hand.  What a killed process was writing under a
-    temporary name is removed.  Missing folders are made.
+    ends: nothing stale is left to be removed by hand.  Missing folders are made.
+
+    Args:
+        folder: what a killed process left here under a temporary name is removed.
+        below: folders inside of it that are cleaned too, because nobody else writes there.
 
     Raises:
         NCSNError: at once, when another process is writing there.
@@ -63,8 +73,15 @@ def exclusive(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UnwritableError(f"{folder} cannot be written to: {error}") from error
     try:
-        for unfinished in folder.rglob(".*.tmp*"):
-            unfinished.unlink(missing_ok=True)
+        for place in (folder, *below):
+            _clean(place)
         yield
     finally:
         lock.release()
+
+
+def _clean(folder: Path) -> None:
+    """Remove the files of a folder that bear the name of a temporary of ours."""
+    for path in folder.glob(".ncsn-*"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)

@@ -95,7 +95,7 @@ def generate(
         }
         if not ranks.index():
             _is_ours(folder, settings)
-        alone = nullcontext() if ranks.index() else exclusive(folder)
+        alone = nullcontext() if ranks.index() else exclusive(folder, folder.glob("batch_*"))
     with alone:
         if folder is not None:
             with ranks.explained(ADVICE):
@@ -176,11 +176,8 @@ def _is_ours(folder: Path, settings: dict[str, Any]) -> bool:
     Raises:
         NCSNError: when it holds something else.
     """
+    checkpoints.owned_files(folder)
     if not (folder / checkpoints.MANIFEST).is_file():
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise NCSNError(
-                f"{folder} holds something else than samples. Choose an empty or a new folder"
-            )
         return False
     found = checkpoints.load(folder)
     if found.kind != "samples":

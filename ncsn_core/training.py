@@ -178,8 +178,8 @@ def train(
         folder: the run's folder.  Checkpoints replace each other in it; an unfinished run found
             there is continued, a finished one returned.  Other `steps` and `decay_steps` than
             planned before are accepted, and the change of plan is recorded.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: one of `PRECISIONS`.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".  "auto" is where a run that goes on was.
+        precision: one of `PRECISIONS`.  "auto" is decided once, for a new run or another device.
         compile: fuse the normalizations with `torch.compile`, which cannot be done for a sliced
             objective or an energy.  None means as before where a run goes on, and in a new run
             where it works and the run is long enough to repay it.
@@ -195,23 +195,27 @@ def train(
         the configuration, the loss history and its provenance.
 
     Raises:
-        NCSNError: when `folder` holds a run that differs in more than these, or another process is
-            training there; when the data is missing; when the batch cannot be divided among the
-            processes or one of them is gone; when a checkpoint cannot be written.
+        NCSNError: when `folder` holds a run that differs in more than these, or no run and other
+            files, or another process is training there; when the run's device is not here; when
+            the data is missing; when the batch cannot be divided among the processes or one of
+            them is gone; when a checkpoint cannot be written.
         NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
         KeyboardInterrupt: after finishing and saving the step that was under way.
     """
     folder = Path(folder)
-    target = pick_device(device)
     previous = _previous_run(config, folder)
     if previous is not None and previous.manifest["step"] >= config.steps:
         return previous
 
+    before = None if previous is None else previous.sessions[-1]
+    target = pick_device(device) if before is None else _device_as_before(device, before)
+    if before is not None and before.get("device_type", target.type) == target.type:
+        precision = before["precision"] if precision == "auto" else precision
     share = ranks.share(config.batch_size)
     fabric = ranks.fabric(target, pick_precision(precision, target))
     images = _load(config, target, data_root, download)
-    if compile is None and previous is not None:
-        compile = previous.provenance["fused"] and can_compile(target)
+    if compile is None and before is not None:
+        compile = before["fused"] and can_compile(target)
     elif compile is None:
         calls = 0 if config.differentiates_twice else config.steps
         compile = worth_compiling(target, calls)
@@ -236,6 +240,18 @@ def train(
                 f"command again: it goes on from there"
             )
         return _finish(run, stream, folder, minutes, progress)
+
+
+def _device_as_before(device: str, before: dict[str, Any]) -> torch.device:
+    """The device to go on with: the one of the last session unless another is named."""
+    kind = before.get("device_type", "auto")  # not known of records of before there were sessions
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto" and not here.get(kind, True):
+        raise NCSNError(
+            f"this run was computed on a device of type {kind!r}, which is not here. Name the one "
+            f"to go on with, as in device='cpu': the numbers will then differ in rounding"
+        )
+    return pick_device(kind if device == "auto" else device)
 
 
 def _load(
@@ -322,6 +338,7 @@ def _interrupts_wait() -> Iterator[threading.Event]:
 
 def _previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     if not (folder / checkpoints.MANIFEST).exists():
+        checkpoints.owned_files(folder)
         return None
     previous = checkpoints.load(folder)
     wanted = config.to_dict()
@@ -425,12 +442,16 @@ class Run:
         self.history: dict[str, list[Any]] = {"step": [], "loss": []}
         self.seconds = 0.0
         self.clock = time.monotonic()
-        self.origin: dict[str, Any] = provenance.describe(device) | {
-            "seed": config.seed,
+        session = provenance.describe(device) | {
+            "device_type": device.type,
             "precision": str(fabric._precision.precision),
             "fused": fuse,
             "processes": fabric.world_size,
+        }
+        self.origin: dict[str, Any] = {
+            "seed": config.seed,
             "plans": [{"from_step": 0} | self.plan()],
+            "sessions": [{"from_step": 0} | session],
         }
 
     def plan(self) -> dict[str, int]:
@@ -551,7 +572,7 @@ class Run:
         self.origin["started_from"] = {
             "name": record.name,
             "step": record.manifest["step"],
-            "commit": record.provenance["commit"],
+            "commit": record.sessions[-1]["commit"],
             "weights_sha256": record.weights_sha256,
         }
 
@@ -581,6 +602,11 @@ class Run:
         if {"decay_steps": 0} | plans[-1] != plans[-1] | self.plan():
             plans = [*plans, {"from_step": self.step} | self.plan()]
         self.origin["plans"] = plans
+        now = self.origin["sessions"][0] | {"from_step": record.sessions[-1]["from_step"]}
+        if now == record.sessions[-1]:
+            self.origin["sessions"] = record.sessions
+        else:
+            self.origin["sessions"] = [*record.sessions, now | {"from_step": self.step}]
         if "started_from" in record.provenance:
             self.origin["started_from"] = record.provenance["started_from"]
         self.clock = time.monotonic()

@@ -13,10 +13,9 @@ import psutil
 import torch
 
 from ncsn_core import checkpoints, generation, training
-from ncsn_core.book import runner
+from ncsn_core.book import cache, runner
 from ncsn_core.config import load_config
 from ncsn_core.data.download import Archive, fetch
-from ncsn_core.files import exclusive
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
@@ -131,7 +130,7 @@ def sample(folder: Path, count: int = 40) -> None:
 
 def execute(root: Path, notebook: Path) -> None:
     """A notebook."""
-    with exclusive(root / "_build"):
+    with cache.alone(root):
         runner.execute(root, notebook, report=lambda line: None)
 
 

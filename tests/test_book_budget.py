@@ -1,6 +1,7 @@
-"""How long the notebooks took when their outputs were stored, on whatever machine that was."""
+"""How the stored outputs were made: in which time, on whatever machine, and from which commit."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,10 @@ def test_a_notebook_keeps_to_its_time(path):
     record = json.loads(path.read_text(encoding="utf-8"))["metadata"]["ncsn"]
     budget = TRAINING if path.parent.name == "training" else CHAPTER
     assert record["seconds"] / record["reference_seconds"] <= budget
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_come_from_a_commit_and_nothing_besides(path):
+    """Whoever checks it out has the code, the cells and the records that made them."""
+    record = json.loads(path.read_text(encoding="utf-8"))["metadata"]["ncsn"]
+    assert re.fullmatch("[0-9a-f]{12}", record["commit"])

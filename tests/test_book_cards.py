@@ -28,8 +28,23 @@ def test_a_card_names_origin_and_hashes(name):
     assert record.weights_sha256[:16] in text
     rounded = record.manifest.get("rounded_from")
     assert (f"| rounded from | `{str(rounded)[:16]}…` |" in text) == bool(rounded)
-    assert record.provenance["device"] in text
-    assert record.provenance["commit"] in text
+    assert record.sessions[-1]["device"] in text
+    assert record.sessions[-1]["commit"] in text
+
+
+def test_a_card_tells_from_which_step_on_a_run_was_computed_elsewhere():
+    record = checkpoints.load("mnist")
+    first = record.sessions[0] | {"device": "a laptop", "precision": "32-true", "commit": "abc"}
+    sessions = [
+        first,
+        first | {"from_step": 4000, "commit": "def"},
+        first | {"from_step": 12_000, "device": "Tesla T4", "commit": "def"},
+    ]
+    manifest = record.manifest | {"provenance": record.provenance | {"sessions": sessions}}
+    text = card(checkpoints.Record(record.folder, manifest))
+    assert "| device | a laptop; from step 12,000: Tesla T4 |" in text
+    assert "| commit | abc; from step 4,000: def |" in text
+    assert "| precision | 32-true |" in text
 
 
 def test_several_cards_stand_side_by_side():

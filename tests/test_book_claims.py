@@ -27,6 +27,8 @@ LEDGER = """
   metric: the slope
   paper_value: "-1"
   accept: {min: -1.1, max: -0.9}
+  over: one run
+  seeds: 1
   chapter: 01_first
   kind: paper
 - id: 2
@@ -37,8 +39,8 @@ LEDGER = """
   chapter: 02_second
   kind: derived
   parts:
-    small: {metric: the small ratio, accept: {max: 10}}
-    large: {metric: the large ratio, accept: {min: 1000}}
+    small: {metric: the small ratio, accept: {max: 10}, over: one run}
+    large: {metric: the large ratio, accept: {min: 1000}, over: one run}
 - id: 3
   title: a claim known to fail
   statement: a statement
@@ -46,10 +48,25 @@ LEDGER = """
   setting: a setting
   metric: the distance
   accept: {max: 0.5}
+  over: one run
   chapter: 03_third
   kind: paper
+  requires: [1, 2]
   expected: fails
   note: the network is too small
+- id: 4
+  title: a number with an interval
+  statement: a statement
+  paper: Section 4
+  setting: a setting
+  metric: the ratio
+  accept: {min: 1, max: 2}
+  over: 3 seeds
+  interval: range
+  seeds: 3
+  changed: "the upper end was 1.5"
+  chapter: 03_third
+  kind: paper
 """
 
 
@@ -99,7 +116,7 @@ def test_the_ledger_packed_into_the_package_comes_first(tmp_path, monkeypatch):
 
 def test_without_a_ledger_both_places_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(books, "__file__", str(tmp_path / "claims.py"))
-    monkeypatch.setattr(books.provenance, "PACKAGE", tmp_path / "lib" / "ncsn_core")
+    monkeypatch.setattr(books, "PACKAGE", tmp_path / "lib" / "ncsn_core")
     with pytest.raises(books.LedgerError, match="reinstall") as error:
         books.find_ledger()
     assert str(tmp_path / "claims.yml") in str(error.value)
@@ -112,6 +129,11 @@ def test_without_a_ledger_both_places_are_named(tmp_path, monkeypatch):
 def row(**changes):
     fields = yaml.safe_load(LEDGER)[0] | changes
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def without_number(**changes):
+    none = dict.fromkeys(("metric", "accept", "over", "seeds", "paper_value"))
+    return row(**none | changes)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +150,21 @@ def row(**changes):
         ([row(accept={"most": 1})], "unknown most; accepted are max, min"),
         ([row(band=1)], "unknown band"),
         ([row(kind="rumor")], "kind is one of paper, derived"),
-        ([row(expected="maybe")], "expected is holds, fails or not measured"),
+        ([row(over=None)], "claim 1 needs over"),
+        ([row(interval="sigma")], "interval is one of range, two standard errors"),
+        ([row(seeds="many")], "seeds is how many there are"),
+        ([row(seeds=-1)], "seeds is how many there are"),
+        ([row(requires=1)], "requires is a list of the numbers"),
+        ([row(requires=[7])], r"claim 1 requires \[7\]: no other claim"),
+        ([row(requires=[1])], "claim 1 requires itself: no other claim"),
+        ([row(expected="maybe")], "expected is one of holds, fails, undecided, not measured"),
         ([row(expected="fails")], "say why in a note"),
         ([row(expected="not measured")], "say why in a note"),
+        ([row(expected="undecided")], "say why in a note"),
         ([row(parts={"a": {"metric": "m", "accept": {"max": 1}}})], "inside each of them"),
-        ([row(metric=None, accept=None, paper_value=None, parts={})], "parts maps the name"),
+        ([without_number(parts={})], "parts maps the name"),
         (
-            [row(metric=None, accept=None, paper_value=None, parts={"a": 1})],
+            [without_number(parts={"a": 1})],
             "claim 1, part a: write its metric and accept",
         ),
     ],
@@ -156,36 +186,69 @@ def test_a_ledger_that_is_not_yaml_is_rejected(tmp_path):
 # --- judging ------------------------------------------------------------------------------------
 
 
+ONE = "(one run); accepted: within [−1.1, −0.9]; paper: -1."
+
+
 @pytest.mark.parametrize(
     ("number", "part", "value", "line"),
     [
-        (1, None, -1.0, "Claim 1 holds: the slope is within [−1.1, −0.9]."),
-        (1, None, -0.9, "Claim 1 holds: the slope is within [−1.1, −0.9]."),
-        (1, None, -0.89, "Claim 1 fails: the slope is not within [−1.1, −0.9]."),
-        (2, "small", 10, "Claim 2 (small) holds: the small ratio is at most 10."),
-        (2, "small", 10.1, "Claim 2 (small) fails: the small ratio is not at most 10."),
-        (2, "large", 1e6, "Claim 2 (large) holds: the large ratio is at least 1000."),
+        (1, None, -1.0, f"Claim 1 holds: the slope is −1 {ONE}"),
+        (1, None, -0.9, f"Claim 1 holds: the slope is −0.9 {ONE}"),
+        (1, None, -0.89, f"Claim 1 fails: the slope is −0.89 {ONE}"),
+        (1, None, float("nan"), f"Claim 1 fails: the slope is nan {ONE}"),
+        (
+            2,
+            "small",
+            10.1,
+            "Claim 2 (small) fails: the small ratio is 10.1 (one run); accepted: at most 10.",
+        ),
         (
             2,
             "large",
             float("inf"),
-            "Claim 2 (large) fails: the large ratio is not a finite number "
-            "(accepted: at least 1000).",
-        ),
-        (
-            1,
-            None,
-            float("nan"),
-            "Claim 1 fails: the slope is not a finite number (accepted: within [−1.1, −0.9]).",
+            "Claim 2 (large) fails: the large ratio is inf (one run); accepted: at least 1000.",
         ),
     ],
 )
-def test_a_verdict_is_one_line_without_the_measured_digits(
-    ledger, capsys, number, part, value, line
-):
+def test_a_verdict_is_one_line_with_number_and_band(ledger, capsys, number, part, value, line):
     verdict = claims.check(number, value, part=part)
     assert capsys.readouterr().out == f"{line}\n"
     assert verdict.holds is ("holds" in line)
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "outcome"),
+    [
+        (1.5, [1.0, 2.0], "holds"),
+        (1.5, [0.99, 1.6], "undecided"),
+        (1.5, [1.2, 2.01], "undecided"),
+        (1.5, [0.5, 2.5], "undecided"),
+        (2.1, [1.9, 2.2], "undecided"),
+        (0.9, [0.8, 0.95], "fails"),
+        (2.5, [2.1, 3.0], "fails"),
+        (float("nan"), [1.2, 1.6], "fails"),
+        (1.5, [1.2, float("inf")], "fails"),
+    ],
+)
+def test_an_interval_across_an_end_of_the_band_decides_nothing(ledger, value, spread, outcome):
+    verdict = claims.check(4, value, spread=spread)
+    assert verdict.outcome == outcome
+    assert str(verdict).startswith(f"Claim 4 {outcome}: the ratio is ")
+
+
+def test_a_verdict_says_what_its_interval_is_and_that_its_band_was_changed(ledger):
+    line = (
+        "Claim 4 holds: the ratio is 1.5 [1.4, 1.6] (range of 3 seeds); accepted: within [1, 2]; "
+    )
+    line += "changed after looking: the upper end was 1.5."
+    assert str(claims.check(4, 1.5, spread=[1.4, 1.6])) == line
+
+
+def test_ledger_and_call_agree_on_whether_there_is_an_interval(ledger):
+    with pytest.raises(books.LedgerError, match="'range' for claim 4: give it as spread"):
+        claims.check(4, 1.5)
+    with pytest.raises(books.LedgerError, match="'no interval' for claim 1: leave away spread"):
+        claims.check(1, -1.0, spread=0.1)
 
 
 @pytest.mark.parametrize("value", [np.float32(-1), np.array(-1.0), np.array([-1.0])[0]])
@@ -194,17 +257,17 @@ def test_a_value_may_be_an_array_of_one_number(ledger, value):
 
 
 def test_the_spread_is_the_range_over_seeds(ledger):
-    assert claims.check(1, -1.0, spread=[-1.02, -0.97, -1.01]).spread == (-1.02, -0.97)
-    assert claims.check(1, -1.0, spread=np.array([-1.0, -0.9])).measured() == "−1 [−1, −0.9]"
-    assert claims.check(1, -1.0, spread=0.25).spread == (-1.25, -0.75)
+    assert claims.check(4, -1.0, spread=[-1.02, -0.97, -1.01]).spread == (-1.02, -0.97)
+    assert claims.check(4, -1.0, spread=np.array([-1.0, -0.9])).measured() == "−1 [−1, −0.9]"
+    assert claims.check(4, -1.0, spread=0.25).spread == (-1.25, -0.75)
     with pytest.raises(ValueError, match="spread is empty"):
-        claims.check(1, -1.0, spread=[])
+        claims.check(4, -1.0, spread=[])
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"claim_id": 99, "value": 1.0}, books.LedgerError, "no claim 99; it holds 1, 2, 3"),
+        ({"claim_id": 99, "value": 1.0}, books.LedgerError, "no claim 99; it holds 1, 2, 3, 4"),
         ({"claim_id": 2, "value": 1.0}, books.LedgerError, "part='small' or part='large'"),
         ({"claim_id": 2, "value": 1.0, "part": "x"}, books.LedgerError, "part='small'"),
         ({"claim_id": 1, "value": 1.0, "part": "x"}, books.LedgerError, "has no parts"),
@@ -238,7 +301,8 @@ def executed(tmp_path_factory):
 @pytest.mark.slow
 def test_a_notebook_shows_each_verdict_once_as_text_and_markdown(executed):
     cells = nbformat.read(executed, as_version=4).cells
-    line = "the slope of log ‖s‖ against log σ is within [−1.1, −0.9]."
+    line = "the slope of log ‖s‖ against log σ is −0.98 [−1, −0.96] (95 % confidence interval of "
+    line += "ten noise levels of one network); accepted: within [−1.1, −0.9]; paper: −1."
     (output,) = cells[1].outputs
     assert output.output_type == "display_data"
     assert output.data == {
@@ -272,7 +336,8 @@ def test_a_verdict_that_was_read_back_shows_its_line_and_one_of_check_not_again(
     assert capsys.readouterr().out == ""
     book = books.load_ledger(REPOSITORY / "book" / "claims.yml")
     claims.collect([executed], book)[0]._ipython_display_()
-    line = "the slope of log ‖s‖ against log σ is within [−1.1, −0.9]."
+    line = "the slope of log ‖s‖ against log σ is −0.98 [−1, −0.96] (95 % confidence interval of "
+    line += "ten noise levels of one network); accepted: within [−1.1, −0.9]; paper: −1."
     assert capsys.readouterr().out == f"Claim 16 holds: {line}\n"
 
 
@@ -305,11 +370,19 @@ def test_nbval_compares_the_line_and_ignores_the_numbers(executed, tmp_path):
     """Another machine's digits still validate; another verdict does not."""
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata = {}
-    notebook.cells[1].outputs[0].metadata["ncsn"].update(value=-1.03, device="another", time="")
-    notebook.cells[2].outputs[0].data["text/plain"] = "Claim 17 holds: another line."
+    numbers = notebook.cells[1].outputs[0]
+    numbers.metadata["ncsn"].update(value=-1.03, device="another", time="")
+    for kind, text in numbers.data.items():
+        numbers.data[kind] = text.replace("−0.98 [−1, −0.96]", "−1.03 [−1.1, −1]")
+    assert numbers.data != nbformat.read(executed, as_version=4).cells[1].outputs[0].data
+    flipped = notebook.cells[2].outputs[1]
+    for kind, text in flipped.data.items():
+        assert "(weighted) holds:" in text
+        flipped.data[kind] = text.replace("(weighted) holds:", "(weighted) fails:")
     nbformat.write(notebook, tmp_path / "stored.ipynb")
     command = [sys.executable, "-m", "pytest", "-p", "nbval.plugin", "-p", "no:cacheprovider"]
     command += ["--nbval", "--nbval-current-env", "-rA", "-c", "/dev/null", "--rootdir=."]
+    command += [f"--nbval-sanitize-with={REPOSITORY / 'tests' / 'nbval.cfg'}"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert "PASSED stored.ipynb::Cell 1" in result.stdout
@@ -318,7 +391,7 @@ def test_nbval_compares_the_line_and_ignores_the_numbers(executed, tmp_path):
 
 def verdict(ledger, number, value, part=""):
     measurement = ledger[number].parts[part]
-    return claims.Verdict(number, part, measurement.metric, measurement.accept, value)
+    return claims.Verdict(number, part, measurement, value)
 
 
 def test_the_scorecard_has_a_row_for_every_number(ledger):
@@ -329,17 +402,26 @@ def test_the_scorecard_has_a_row_for_every_number(ledger):
         (2, "small", "fails"),
         (2, "large", "not measured"),
         (3, "", "not measured"),
+        (4, "", "not measured"),
     ]
-    assert [r.regressed for r in table] == [False, True, False, False]
-    assert [r.forgotten for r in table] == [False, False, True, False]
-    assert scorecard.summary(table) == "Claims: 1 hold, 1 fail, 1 not measured"
+    assert [r.regressed for r in table] == [False, True, False, False, False]
+    assert [r.forgotten for r in table] == [False, False, True, False, False]
+    assert scorecard.summary(table) == "Claims: 1 hold, 1 fail, 0 undecided, 2 not measured"
+
+
+def test_an_undecided_number_is_a_regression_where_it_is_expected_to_hold(ledger):
+    found = dataclasses.replace(verdict(ledger, 4, 1.0), spread=(0.9, 1.1))
+    (row_of_4,) = scorecard.rows({4: ledger[4]}, [found], {"03_third"})
+    assert row_of_4.status == "undecided"
+    assert row_of_4.regressed
+    assert scorecard.summary([row_of_4]) == "Claims: 0 hold, 0 fail, 1 undecided, 0 not measured"
 
 
 def test_a_number_reported_twice_hides_neither_report(ledger):
     verdicts = [verdict(ledger, 1, -1.0), verdict(ledger, 1, -2.0)]
     table = scorecard.rows({1: ledger[1]}, verdicts, executed={"01_first"})
     assert [r.status for r in table] == ["holds", "fails"]
-    assert scorecard.summary(table) == "Claims: 0 hold, 1 fail, 0 not measured"
+    assert scorecard.summary(table) == "Claims: 0 hold, 1 fail, 0 undecided, 0 not measured"
 
 
 def test_a_claim_expected_to_fail_is_no_regression(ledger):
@@ -361,9 +443,9 @@ def test_a_claim_that_cannot_be_measured_is_not_forgotten(ledger):
 
 def test_one_part_of_a_claim_may_be_expected_to_fail(tmp_path):
     path = tmp_path / "claims.yml"
-    known = LEDGER.replace("accept: {max: 10}}", "accept: {max: 10}, expected: fails}").replace(
-        "kind: derived", "kind: derived\n  note: what was learnt"
-    )
+    known = LEDGER.replace(
+        "accept: {max: 10}, over", "accept: {max: 10}, expected: fails, over"
+    ).replace("kind: derived", "kind: derived\n  note: what was learnt")
     path.write_text(known)
     ledger = books.load_ledger(path)
     verdicts = [verdict(ledger, 2, 20.0, "small"), verdict(ledger, 2, 20.0, "large")]

@@ -13,8 +13,8 @@ from ncsn_core.book import claims, inserts, scorecard
 from ncsn_core.book.inserts import Book, fill
 from ncsn_core.book.ledger import Band, Claim, Measurement
 from ncsn_core.book.plot import band_plot
-from ncsn_core.book.provenance import PACKAGE
 from ncsn_core.book.tree import BookError
+from ncsn_core.provenance import PACKAGE
 
 PAGE = Path("book/page.md")
 CHAPTER = Path("notebooks/10_ncsn.ipynb")

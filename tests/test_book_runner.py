@@ -17,8 +17,8 @@ import pytest
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from ncsn_core import files
-from ncsn_core.book import cache, claims, ledger, provenance, runner, tree
+from ncsn_core import files, provenance
+from ncsn_core.book import cache, claims, ledger, runner, tree
 from ncsn_core.book.notebook import PROBE_TAG, default_parameters, read
 
 CHAPTER = Path("notebooks/01_first.ipynb")
@@ -458,7 +458,7 @@ def test_a_kernel_reports_the_modules_and_records_that_it_loaded(real):
     assert executed.cells[1].outputs[0].data["text/plain"] == "[]"
     assert "files" not in executed.metadata["ncsn"]
     found = json.loads(cache.key_path(real, CHAPTER).read_text())["files"]
-    names = ["__init__", "book/__init__", "book/provenance", "errors", "files"]
+    names = ["__init__", "errors", "files", "provenance"]
     expected = {*(f"{name}.py" for name in names), "profiles.yaml", "models"}
     assert found.keys() == {f"ncsn_core/{name}" for name in expected}
     assert (

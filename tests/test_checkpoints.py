@@ -10,7 +10,7 @@ import torch
 
 from ncsn_core import checkpoints
 from ncsn_core.checkpoints import MANIFEST, RESULTS
-from ncsn_core.errors import CorruptFileError, UnknownNameError
+from ncsn_core.errors import CorruptFileError, NCSNError, UnknownNameError
 from ncsn_core.networks import DigitClassifier, RefineNet
 from ncsn_core.schedules import geometric_ladder
 
@@ -157,6 +157,60 @@ def test_saving_the_same_again_changes_nothing(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     checkpoints.save(folder, OLD, kind="bundle", step=1)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_only_what_the_old_manifest_lists_is_deleted(folder):
+    old = weights_file(checkpoints.load(folder))
+    mine = [folder / "mine.safetensors", folder / "weights-0123456789ab.safetensors"]
+    for path in mine:
+        path.write_bytes(b"mine")
+    checkpoints.save(folder, NEW, kind="bundle", step=2)
+    assert not old.exists()
+    assert all(path.read_bytes() == b"mine" for path in mine)
+
+
+def test_a_manifest_that_lists_another_programs_file_does_not_delete_it(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"]["weights"]["name"] = "thesis.safetensors"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / "thesis.safetensors").write_bytes(b"mine")
+    checkpoints.save(folder, NEW, kind="bundle", step=2)
+    assert (folder / "thesis.safetensors").read_bytes() == b"mine"
+
+
+def models_of_somebody(folder):
+    (folder / "sd_xl_base.safetensors").write_bytes(b"six gigabytes")
+
+
+def a_web_application(folder):
+    (folder / MANIFEST).write_text('{"name": "app", "icons": []}')
+
+
+def a_project(folder):
+    (folder / "src").mkdir()
+
+
+FOREIGN = [models_of_somebody, a_web_application, a_project]
+
+
+@pytest.mark.parametrize("fill", FOREIGN)
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, fill):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    fill(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(NCSNError, match=r"theirs holds .*choose a new or an empty folder"):
+        checkpoints.save(folder, NEW, kind="bundle")
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(NCSNError, match="is a file: name a folder"):
+        checkpoints.save(Path(__file__), NEW, kind="bundle")
+
+
+def test_hidden_files_and_a_save_that_was_killed_are_in_nobodys_way(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "weights-0123456789ab.safetensors").write_bytes(b"of a killed process")
+    checkpoints.save(tmp_path, OLD, kind="bundle")
+    assert checkpoints.load(tmp_path).tensors().keys() == {"a"}
 
 
 @pytest.mark.parametrize("crash_at", ["weights", "state", MANIFEST])

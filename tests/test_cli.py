@@ -135,6 +135,21 @@ def test_evaluation_prints_two_counts_floors_and_features_and_resumes(ncsn, tiny
     assert "(seed differ)" in err
 
 
+@pytest.mark.slow
+def test_the_same_command_again_has_the_precision_of_the_first(
+    ncsn, tiny_run, tmp_path, monkeypatch
+):
+    """However the processor's speed in bfloat16 is judged the second time."""
+    arguments = ("evaluate", tiny_run, "--count", 4, "--device", "cpu", "--folder")
+    for fast in (True, False):
+        for again in (fast, not fast):
+            monkeypatch.setattr(training, "_cpu_is_fast_in_bf16", lambda again=again: again)
+            code, _, err = ncsn(*arguments, tmp_path / str(fast))
+            assert code == 0, err
+        kept = checkpoints.load(tmp_path / str(fast)).config["autocast"]
+        assert kept == ("torch.bfloat16" if fast else "None")
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Evaluation draws noise instead of samples; returns the settings that it was asked for."""

@@ -4,11 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ncsn_core.errors import NCSNError, UnwritableError
-from ncsn_core.files import exclusive, write_atomically
+from ncsn_core.files import exclusive, temporary, write_atomically
 
 HOLDER = """
 import sys, time
@@ -62,15 +63,40 @@ def test_one_folder_may_be_held_twice_by_nobody_in_one_process_either(tmp_path):
         exclusive(tmp_path).__enter__()
 
 
+STRANGERS = [
+    "a.tmp",
+    ".notes.tmp.bak",
+    ".thesis.tex.1234.tmp",
+    ".ncsn-12345.tmp",
+    ".ncsn-0123abcd.tmp.old.bak",
+    "other/.ncsn-0123abcd.tmp",  # of another run, which may be writing it
+    ".ncsn-89abcdef.tmp/inside",  # a folder of such a name
+]
+
+
 def test_what_a_killed_process_left_unfinished_goes_away_and_nothing_else(tmp_path):
-    (tmp_path / "batch").mkdir()
-    kept = [tmp_path / "a.tmp", tmp_path / "manifest.json", tmp_path / "batch" / ".hidden"]
-    left = [tmp_path / ".a.json.1234.tmp", tmp_path / "batch" / ".b.tmp.ipynb"]
+    owned = tmp_path / "executed"
+    kept = [tmp_path / name for name in STRANGERS]
+    left = [temporary(tmp_path / "a.json"), temporary(owned / "b.ipynb", ".ipynb")]
     for path in kept + left:
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
-    with exclusive(tmp_path):
+    with exclusive(tmp_path, [owned]):
         assert all(path.exists() for path in kept)
         assert not any(path.exists() for path in left)
+
+
+def test_a_file_that_is_being_written_has_the_name_of_a_temporary(tmp_path, monkeypatch):
+    """And is gone when the next process takes the folder."""
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.extend(tmp_path.iterdir()))
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: None)  # as if it were killed
+    monkeypatch.setattr(Path, "replace", lambda path, target: path)
+    write_atomically(tmp_path / "x", b"content")
+    monkeypatch.undo()
+    assert [path.exists() for path in seen] == [True]
+    with exclusive(tmp_path):
+        assert not seen[0].exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

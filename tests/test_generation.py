@@ -194,7 +194,7 @@ def test_a_folder_of_something_else_is_left_alone(score, record, tmp_path):
     checkpoints.load(record.folder).tensors()
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.pdf").write_bytes(b"x")
-    with pytest.raises(NCSNError, match="something else than samples"):
+    with pytest.raises(NCSNError, match="holds other files and no record"):
         draw(score, folder=tmp_path / "papers")
 
 

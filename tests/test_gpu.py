@@ -125,7 +125,7 @@ def test_what_came_back_becomes_the_records_that_were_packed(rehearsal, tmp_path
     assert {*records} == {"paper", "samples", "mnist", "ablations/no_norm-0"}
     for name, record in records.items():
         assert checkpoints.load(rehearsal / "work" / "records" / name).manifest == record.manifest
-        assert record.provenance["commit"] == "abc123"
+        assert record.sessions[-1]["commit"] == "abc123"
     whole = checkpoints.load(rehearsal / "work" / "paper").tensors()
     for key, tensor in records["paper"].tensors().items():
         assert torch.equal(tensor, whole[key].half())

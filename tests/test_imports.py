@@ -39,7 +39,7 @@ def test_a_claim_is_checked_with_none_of_them_and_without_what_makes_the_pages()
     found = loaded("from ncsn_core.book import claims")
     assert not found & (HEAVY | {"torch", "numpy", "IPython"})
     book = {name for name in found if name.startswith("ncsn_core.book.")}
-    assert book == {f"ncsn_core.book.{name}" for name in ("claims", "ledger", "provenance")}
+    assert book == {f"ncsn_core.book.{name}" for name in ("claims", "ledger")}
 
 
 @pytest.mark.slow

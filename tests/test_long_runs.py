@@ -45,7 +45,7 @@ def test_the_queue_goes_through_its_runs_once(queue, capsys):
     first, second = (checkpoints.load(folder / name) for name in ("first", "second"))
     assert first.manifest["step"] == second.manifest["step"] == 4
     assert first.weights_sha256 != second.weights_sha256
-    assert first.provenance["precision"] == "32-true"
+    assert first.sessions[-1]["precision"] == "32-true"
     capsys.readouterr()
     run("--precision", "32-true")
     assert capsys.readouterr().out == ""

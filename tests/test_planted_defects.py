@@ -582,7 +582,8 @@ def verdicts(planted: Defect, folder: Path) -> dict[str, bool]:
 def test_a_planted_defect_fails_the_chapters_own_check(planted, tmp_path, figures):
     found = verdicts(planted, tmp_path)
     assert planted.fails <= found.keys()
-    failed = {name for name, holds in found.items() if not holds} - expected_to("fails")
+    known = expected_to("fails") | expected_to("undecided")
+    failed = {name for name, holds in found.items() if not holds} - known
     assert planted.fails <= failed, f"these do not notice: {planted.fails - failed}"
     figures(
         f"planted in {planted.chapter}, {planted.name}",
@@ -617,7 +618,8 @@ def test_a_value_outside_of_its_band_fails():
         for part, measurement in claim.parts.items():
             accept = measurement.accept
             outside = accept.max + 1 if accept.max is not None else accept.min - 1
-            verdict = claims.check(claim.id, outside, part=part or None)
+            spread = None if measurement.interval is None else 0.5
+            verdict = claims.check(claim.id, outside, part=part or None, spread=spread)
             assert not verdict.holds
 
 

@@ -1,5 +1,6 @@
 """Where a result came from: commits, devices and versions, also where they cannot be known."""
 
+import json
 import os
 import subprocess
 from types import SimpleNamespace
@@ -7,25 +8,33 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ncsn_core import provenance
-from ncsn_core.book import provenance as book
+from ncsn_core import checkpoints, provenance
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A repository of its own, of one commit, that the package seems to lie in."""
     package = tmp_path / "ncsn_core"
-    package.mkdir()
+    record = package / "models" / "mnist" / "manifest.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
     (package / "schedules.py").write_text("first = 1.0\n")
+    (package / "configs.yaml").write_text("steps: 1\n")
     (tmp_path / "notes.md").write_text("# Notes\n")
+    write_notebook(tmp_path / "chapter.ipynb", "1 + 1")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
-    monkeypatch.setattr(book, "PACKAGE", package)
-    book.commit.cache_clear()
-    yield tmp_path
-    book.commit.cache_clear()
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    monkeypatch.setattr(provenance, "_records", set())
+    monkeypatch.delenv(provenance.NOTEBOOK, raising=False)
+    return tmp_path
+
+
+def write_notebook(path, source, **output):
+    """A notebook of one cell; what else it holds are outputs."""
+    cell = {"cell_type": "code", "source": [source], "outputs": [output]}
+    path.write_text(json.dumps({"cells": [cell], "metadata": output}))
 
 
 def git(folder, *arguments):
@@ -37,35 +46,72 @@ def git(folder, *arguments):
 # --- commits ------------------------------------------------------------------------------------
 
 
-def test_a_commit_says_whether_the_package_has_changed_since(checkout):
-    head = git(checkout, "rev-parse", "--short=12", "HEAD")
-    (checkout / "notes.md").write_text("# Other notes\n")
-    assert provenance.commit() == head
-    (checkout / "ncsn_core" / "schedules.py").write_text("first = 2.0\n")
-    assert provenance.commit() == f"{head}+changes"
+def head_of(checkout):
+    return git(checkout, "rev-parse", "--short=12", "HEAD")
 
 
-def test_the_commit_of_a_chapter_says_whether_anything_has_changed_since(checkout):
-    head = git(checkout, "rev-parse", "--short=12", "HEAD")
-    assert book.commit() == head
+@pytest.mark.parametrize("name", ["schedules.py", "configs.yaml", "new.py"])
+def test_a_commit_says_whether_code_or_settings_have_changed_since(checkout, name):
     (checkout / "notes.md").write_text("# Other notes\n")
-    assert book.commit() == head, "a process asks once"
-    book.commit.cache_clear()
-    assert book.commit() == f"{head}-dirty"
+    (checkout / "ncsn_core" / "models" / "mnist" / "manifest.json").write_text("another")
+    assert provenance.commit() == head_of(checkout)
+    (checkout / "ncsn_core" / name).write_text("changed\n")
+    assert provenance.commit() == f"{head_of(checkout)}+changes"
+
+
+def test_a_changed_record_counts_when_it_was_opened(checkout):
+    record = checkout / "ncsn_core" / "models" / "mnist" / "manifest.json"
+    provenance.opened(record)
+    assert provenance.commit() == head_of(checkout)
+    record.write_text("another")
+    assert provenance.commit() == f"{head_of(checkout)}+changes"
+
+
+def test_a_record_elsewhere_is_no_change(checkout, tmp_path_factory):
+    record = tmp_path_factory.mktemp("runs") / "manifest.json"
+    record.write_text("{}")
+    provenance.opened(record)
+    assert provenance.commit() == head_of(checkout)
+
+
+def test_reading_a_record_opens_it():
+    checkpoints.load("mnist")
+    assert (checkpoints.MODELS / "mnist" / "manifest.json").resolve() in provenance._records
+
+
+def test_the_cells_of_the_executed_notebook_count_and_its_outputs_do_not(checkout, monkeypatch):
+    chapter = checkout / "chapter.ipynb"
+    monkeypatch.setenv(provenance.NOTEBOOK, str(chapter))
+    write_notebook(chapter, "1 + 1", text="2")
+    assert provenance.commit() == head_of(checkout)
+    write_notebook(chapter, "1 + 2", text="3")
+    assert provenance.commit() == f"{head_of(checkout)}+changes"
+
+
+def test_a_notebook_that_was_never_committed_is_a_change(checkout, monkeypatch):
+    write_notebook(checkout / "new.ipynb", "1 + 1")
+    monkeypatch.setenv(provenance.NOTEBOOK, str(checkout / "new.ipynb"))
+    assert provenance.commit() == f"{head_of(checkout)}+changes"
+
+
+def test_a_notebook_outside_of_the_checkout_is_no_change(checkout, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "mine.ipynb"
+    write_notebook(elsewhere, "1 + 1")
+    monkeypatch.setenv(provenance.NOTEBOOK, str(elsewhere))
+    assert provenance.commit() == head_of(checkout)
 
 
 def test_a_package_inside_of_another_repository_has_a_version_and_not_its_commit(
     checkout, monkeypatch
 ):
-    installed = checkout / "lib" / "ncsn_core" / "provenance.py"
-    installed.parent.mkdir(parents=True)
-    monkeypatch.setattr(provenance, "__file__", str(installed))
+    installed = checkout / "lib" / "ncsn_core"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "PACKAGE", installed)
     assert provenance.commit() == f"version {provenance.package_version('ncsn-core')}"
 
 
 def outside(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "ncsn_core" / "provenance.py"))
-    monkeypatch.setattr(book, "PACKAGE", tmp_path)
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "ncsn_core")
 
 
 def without_git(tmp_path, monkeypatch):
@@ -83,7 +129,6 @@ def stuck(tmp_path, monkeypatch):
 def test_without_a_checkout_or_git_there_is_a_version_and_no_commit(tmp_path, monkeypatch, trouble):
     trouble(tmp_path, monkeypatch)
     assert provenance.commit() == f"version {provenance.package_version('ncsn-core')}"
-    assert book.commit.__wrapped__() is None
 
 
 def test_a_package_that_is_not_installed_has_no_version():
@@ -98,14 +143,14 @@ def test_a_gpu_is_called_by_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert provenance.device_name("cuda:0") == "Tesla T4"
-    assert book.device() == "Tesla T4"
+    assert provenance.record()["device"] == "Tesla T4"
 
 
 def test_an_apple_gpu_is_called_mps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert provenance.device_name("mps") == "mps"
-    assert book.device() == "mps"
+    assert provenance.record()["device"] == "mps"
 
 
 @pytest.mark.parametrize(("threads", "text"), [(1, "1 thread"), (2, "2 threads")])
@@ -130,14 +175,15 @@ def test_a_cpu_without_a_model_is_called_by_its_architecture(monkeypatch, tmp_pa
 def test_cores_are_those_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert book.cores() == 3
+    assert provenance.cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert book.cores() == 64
+    assert provenance.cores() == 64
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert book.cores() == 1
+    assert provenance.cores() == 1
 
 
 def test_a_process_that_has_not_loaded_torch_has_computed_on_one_thread_of_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(book, "sys", SimpleNamespace(modules={}))
-    assert (book.device(), book.threads()) == ("cpu", 1)
+    monkeypatch.setattr(provenance, "sys", SimpleNamespace(modules={}))
+    found = provenance.record()
+    assert (found["device"], found["threads"]) == ("cpu", 1)

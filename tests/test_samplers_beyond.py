@@ -352,3 +352,16 @@ def test_likelihood_by_an_estimated_divergence_is_right_on_average():
 def test_likelihood_goes_up_the_ladder():
     with pytest.raises(ValueError, match="first > last"):
         log_likelihood(gaussian, torch.zeros(1, 1), 0.1, 1.0, lambda x: x[:, 0])
+
+
+def test_a_sampler_without_an_epsilon_does_not_advise_a_smaller_one():
+    x = torch.zeros(2, 3)
+
+    def infinite(x, sigma):
+        return torch.full_like(x, math.inf)
+
+    ladder = geometric_ladder(1.0, 0.1, 3)
+    for sample in (probability_flow, reverse_diffusion):
+        with pytest.raises(FloatingPointError, match="not finite at") as error:
+            sample(infinite, x, ladder)
+        assert "epsilon" not in str(error.value)

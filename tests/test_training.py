@@ -336,6 +336,98 @@ def test_a_folder_with_another_configuration_is_refused(
     assert checkpoints.load(tmp_path / "uninterrupted").manifest == uninterrupted.manifest
 
 
+def test_a_run_under_the_same_conditions_is_one_session(
+    run_training, tiny_config, tmp_path, uninterrupted
+):
+    config = tiny_config(checkpoint_every=2)
+    run_training(config, tmp_path / "run", minutes=0.0)
+    record = run_training(config, tmp_path / "run")
+    assert [session["from_step"] for session in record.sessions] == [0]
+    assert record.sessions == uninterrupted.sessions
+    expected = {"from_step", "device_type", *checkpoints.SESSION}
+    assert record.sessions[0].keys() == expected
+
+
+def test_what_changes_between_two_sessions_is_told_of_both(
+    run_training, tiny_config, tmp_path, monkeypatch
+):
+    config = tiny_config(checkpoint_every=2)
+    run_training(config, tmp_path, minutes=0.0)
+    monkeypatch.setattr(training.provenance, "commit", lambda: "another")
+    record = run_training(config, tmp_path)
+    assert [session["from_step"] for session in record.sessions] == [0, 2]
+    assert record.sessions[1] == record.sessions[0] | {"from_step": 2, "commit": "another"}
+
+
+def test_the_precision_is_decided_once(run_training, tiny_config, tmp_path, monkeypatch):
+    """However fast or slow the processor is in bfloat16 when a run goes on."""
+    config = tiny_config(checkpoint_every=2)
+    for name, fast in (("fast", True), ("slow", False)):
+        monkeypatch.setattr(training, "_cpu_is_fast_in_bf16", lambda fast=fast: fast)
+        run_training(config, tmp_path / name, minutes=0.0, precision="auto")
+        monkeypatch.setattr(training, "_cpu_is_fast_in_bf16", lambda fast=fast: not fast)
+        record = run_training(config, tmp_path / name, precision="auto")
+        expected = "bf16-mixed" if fast else "32-true"
+        assert [session["precision"] for session in record.sessions] == [expected]
+
+
+def test_another_precision_is_the_users_choice_and_is_told(run_training, tiny_config, tmp_path):
+    config = tiny_config(checkpoint_every=2)
+    run_training(config, tmp_path, minutes=0.0, precision="32-true")
+    record = run_training(config, tmp_path, precision="bf16-mixed")
+    found = [(session["from_step"], session["precision"]) for session in record.sessions]
+    assert found == [(0, "32-true"), (2, "bf16-mixed")]
+
+
+def rewritten(folder, **changes):
+    """The record in a folder with another provenance; None takes a key away."""
+    record = checkpoints.load(folder)
+    provenance = record.provenance | changes
+    manifest = {k: v for k, v in record.manifest.items() if k not in ("files", "sha256", "format")}
+    manifest["provenance"] = {k: v for k, v in provenance.items() if v is not None}
+    parts = {part: record.tensors(part) for part in record.manifest["files"]}
+    return checkpoints.save(folder, parts, **manifest)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_run_of_a_device_that_is_not_here_goes_on_when_another_is_named(
+    run_training, tiny_config, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    config = tiny_config(checkpoint_every=2)
+    record = run_training(config, tmp_path, minutes=0.0)
+    there = record.sessions[0] | {"device_type": kind, "device": "a GPU", "precision": "16-mixed"}
+    rewritten(tmp_path, sessions=[there])
+    with pytest.raises(NCSNError, match=rf"type '{kind}', which is not here.*device='cpu'"):
+        run_training(config, tmp_path, device="auto")
+    record = run_training(config, tmp_path, device="cpu", precision="auto")
+    assert [session["device_type"] for session in record.sessions] == [kind, "cpu"]
+    assert record.sessions[1]["precision"] in ("bf16-mixed", "32-true")
+
+
+def test_a_run_of_before_there_were_sessions_goes_on(
+    run_training, tiny_config, tmp_path, uninterrupted
+):
+    config = tiny_config(checkpoint_every=2)
+    record = run_training(config, tmp_path / "run", minutes=0.0)
+    old = {name: record.sessions[0][name] for name in checkpoints.SESSION}
+    rewritten(tmp_path / "run", sessions=None, **old | {"commit": "long ago"})
+    record = run_training(config, tmp_path / "run")
+    assert record.weights_sha256 == uninterrupted.weights_sha256
+    assert record.sessions[0]["commit"] == "long ago"
+    assert [session["from_step"] for session in record.sessions] == [0, 2]
+
+
+def test_a_folder_of_other_files_is_refused_before_the_first_step(
+    run_training, tiny_config, tmp_path
+):
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    with pytest.raises(NCSNError, match="holds other files and no record"):
+        run_training(tiny_config(), tmp_path, prepare=lambda run: pytest.fail("it has begun"))
+    assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
+
+
 def test_a_longer_plan_goes_on_and_is_recorded(run_training, tiny_config, tmp_path, uninterrupted):
     longer = run_training(tiny_config(steps=8), tmp_path / "uninterrupted")
     assert longer.manifest["step"] == 8
@@ -355,7 +447,7 @@ def test_a_run_may_start_from_the_weights_of_another_and_says_so(
     assert record.provenance["started_from"] == {
         "name": "uninterrupted",
         "step": 6,
-        "commit": uninterrupted.provenance["commit"],
+        "commit": uninterrupted.sessions[-1]["commit"],
         "weights_sha256": uninterrupted.weights_sha256,
     }
     for name, weights in uninterrupted.tensors().items():
@@ -560,7 +652,7 @@ def test_weight_power_changes_the_loss(run_training, tiny_config, tmp_path):
 
 def test_bfloat16_training_keeps_float32_weights(run_training, tiny_config, tmp_path, refinenet):
     record = run_training(tiny_config(steps=2), tmp_path, precision="bf16-mixed")
-    assert record.provenance["precision"] == "bf16-mixed"
+    assert record.sessions[-1]["precision"] == "bf16-mixed"
     assert {tensor.dtype for tensor in record.tensors().values()} == {torch.float32}
     assert all(math.isfinite(loss) for loss in record.history["loss"])
 

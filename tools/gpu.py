@@ -246,7 +246,7 @@ def samples(session: Session) -> None:
     size, data = record.config["image_size"], record.config["dataset"]
     count, batch, steps = (8, 4, 1) if session.smoke else (10_000, 1000, 100)
     autocast = training.autocast_dtype(session.precision)
-    fuse = record.provenance["fused"] and not session.plain
+    fuse = record.sessions[-1]["fused"] and not session.plain
     score = record.score(session.device, autocast=autocast, fuse=fuse)
     graph = not session.plain and graphs.speed_up_score(score, (batch, 1, size, size), session.say)
     settings = {"seed": 0, "batch_size": batch, "epsilon": 2e-5, "steps_per_level": steps}

@@ -116,7 +116,7 @@ def speed_up(run: Run, say: Say) -> str:
     if graph is step:
         for group in groups:
             group["capturable"] = False
-        return "compiled" if run.origin["fused"] else "eager"
+        return "compiled" if run.origin["sessions"][-1]["fused"] else "eager"
     run.update = update  # type: ignore[method-assign]
     return "graph"
 

@@ -11,19 +11,33 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nbformat import NotebookNode
 
-from ncsn_core.book import provenance
+from ncsn_core import provenance
 from ncsn_core.book.claims import METADATA_KEY, from_metadata
 from ncsn_core.book.ledger import load_ledger, measurement_name
 from ncsn_core.book.notebook import default_parameters, to_bytes
 from ncsn_core.book.tree import BUILD
-from ncsn_core.files import write_atomically
+from ncsn_core.files import exclusive, write_atomically
 
 LOCK = "requirements.lock"
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Be the only process that writes into the build folder, until the block ends.
+
+    Raises:
+        NCSNError: at once, when another process is building or executing the book.
+    """
+    kept = root / BUILD / "executed"
+    folders = (path for path in kept.rglob("*") if path.is_dir())
+    with exclusive(root / BUILD, [kept, *folders]):
+        yield
 
 
 def executed_path(root: Path, notebook: Path) -> Path:

@@ -41,7 +41,7 @@ def _facts(record: Record) -> dict[str, str]:
         facts["data"] = (
             f"{config['dataset']}, {provenance['images']:,} training images of {size} × {size}"
         )
-        facts["precision"] = provenance["precision"]
+        facts["precision"] = _over_time(record, "precision")
     else:
         parameters = count_parameters(record.classifier().requires_grad_(True))
         kind = {"mnist": "digit classifier", "fashion_mnist": "Fashion-MNIST classifier"}
@@ -54,11 +54,11 @@ def _facts(record: Record) -> dict[str, str]:
         facts["test accuracy"] = (
             f"{record.metrics['test_accuracy']:.2%} of {record.metrics['test_images']:,}"
         )
-    facts["device"] = provenance["device"]
+    facts["device"] = _over_time(record, "device")
     facts["time"] = _duration(provenance["seconds"])
     facts["seed"] = str(provenance["seed"])
-    facts["commit"] = provenance["commit"]
-    facts["versions"] = ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())
+    facts["commit"] = _over_time(record, "commit")
+    facts["versions"] = _over_time(record, "versions")
     facts["data SHA-256"] = f"`{provenance['data_sha256'][:16]}…`"
     facts["weights SHA-256"] = f"`{record.weights_sha256[:16]}…`"
     if "rounded_from" in record.manifest:
@@ -92,6 +92,18 @@ def results_card(record: Record, bundles: list[Record]) -> str:
     rows.append(["device", *[b.provenance["device"] for b in bundles]])
     rows.append(["time", *[_duration(b.provenance["seconds"]) for b in bundles]])
     return markdown_table(header, rows)
+
+
+def _over_time(record: Record, name: str) -> str:
+    """What the sessions of a run say under a name, and from which step on where that changed."""
+    parts: list[tuple[int, str]] = []
+    for session in record.sessions:
+        value = session[name]
+        text = ", ".join(map(" ".join, value.items())) if isinstance(value, dict) else value
+        if not parts or parts[-1][1] != text:
+            parts.append((session["from_step"], text))
+    first, *others = parts
+    return "; ".join([first[1], *(f"from step {step:,}: {text}" for step, text in others)])
 
 
 def _variant(config: dict) -> str:

@@ -4,8 +4,9 @@ A chapter ends a measurement with
 
     claims.check(16, slope, spread=slopes)
 
-which shows one line, the same on every machine ("Claim 16 holds: ... is within [−1.1, −0.9]."),
-and records the measured number, its seed band, device and commit in the metadata of that output.
+which shows one line: verdict, number, interval and what that is, accepted band.  In words it is the
+same on every machine; nbval masks the numbers (`tests/nbval.cfg`).  The number at full precision,
+device and commit are recorded in the metadata of that output.
 `collect` reads these records back from executed notebooks.
 """
 
@@ -15,8 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncsn_core.book import provenance as here
-from ncsn_core.book.ledger import Band, Claim, LedgerError, load_ledger, number_text
+from ncsn_core import provenance as here
+from ncsn_core.book.ledger import (
+    FAILS,
+    HOLDS,
+    Claim,
+    LedgerError,
+    Measurement,
+    load_ledger,
+    number_text,
+)
 
 METADATA_KEY = "ncsn"
 """The key, in the metadata of a notebook or of one output, under which records are kept."""
@@ -28,8 +37,7 @@ class Verdict:
 
     claim: int
     part: str
-    metric: str
-    accept: Band
+    measurement: Measurement
     value: float
     spread: tuple[float, float] | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -38,32 +46,45 @@ class Verdict:
     shown: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     @property
+    def outcome(self) -> str:
+        """Whether the value and its interval lie inside of the band: "holds", outside: "fails".
+
+        "undecided" where the interval reaches across an end of the band.
+        """
+        if not math.isfinite(self.value):
+            return FAILS
+        return self.measurement.accept.judge(*(self.spread or (self.value, self.value)))
+
+    @property
     def holds(self) -> bool:
-        """Whether the measured value lies in the accepted band."""
-        return self.accept.contains(self.value)
+        """Whether that is "holds"."""
+        return self.outcome == HOLDS
 
     def __str__(self) -> str:
-        return f"{self._opening} {self._finding}."
+        return f"{self._opening} {self._finding}"
 
     def markdown(self) -> str:
         """Return the same line with its opening in bold."""
-        return f"**{self._opening}** {self._finding}."
+        return f"**{self._opening}** {self._finding}"
 
     @property
     def _opening(self) -> str:
         name = f"{self.claim} ({self.part})" if self.part else str(self.claim)
-        return f"Claim {name} {'holds' if self.holds else 'fails'}:"
+        return f"Claim {name} {self.outcome}:"
 
     @property
     def _finding(self) -> str:
-        if self.holds:
-            return f"{self.metric} is {self.accept}"
-        if not math.isfinite(self.value):
-            return f"{self.metric} is not a finite number (accepted: {self.accept})"
-        return f"{self.metric} is not {self.accept}"
+        asked = self.measurement
+        parts = [
+            f"{asked.metric} is {self.measured()} ({asked.measured_over()})",
+            f"accepted: {asked.accept}",
+            f"paper: {asked.paper_value}" if asked.paper_value else "",
+            f"changed after looking: {asked.changed}" if asked.changed else "",
+        ]
+        return "; ".join(part for part in parts if part) + "."
 
     def measured(self) -> str:
-        """Return the measured value in three digits, with its seed band: `−0.98 [−1.01, −0.95]`."""
+        """Return the measured value in three digits with its interval: `−0.98 [−1.01, −0.95]`."""
         text = number_text(self.value, digits=3)
         if self.spread is None:
             return text
@@ -89,26 +110,32 @@ def check(
 ) -> Verdict:
     """Judge a measured `value` against claim `claim_id` of the ledger, and show the verdict.
 
-    `value` is a number or an array that holds one; NaN and infinity fail. `spread` is its seed
-    band: the values measured with each seed, of which the smallest and largest are recorded, or
-    one number s for [value − s, value + s]. `part` names the measurement where a claim has
-    several. `provenance` (of a results bundle, say) is recorded beside this process's own device
-    and commit when the number was measured elsewhere.
+    `value` is a number or an array that holds one; NaN and infinity fail. `spread` is its interval:
+    several values (one a seed, say), of which the smallest and largest count, or one number s for
+    [value − s, value + s]. What the interval is stands in the ledger. `part` names the measurement
+    where a claim has several. `provenance` (of a results bundle, say) is recorded beside this
+    process's own device and commit when the number was measured elsewhere.
 
     A claim that fails is shown failing; it raises nothing. Raises `LedgerError` for a claim or
-    part that the ledger does not hold.
+    part that the ledger does not hold, and where it names an interval and there is none, or the
+    other way round.
     """
     claim, name = _look_up(claim_id, part)
+    measurement = claim.parts[name]
+    if (measurement.interval is None) != (spread is None):
+        known = measurement.interval or "no interval"
+        raise LedgerError(
+            f"the ledger has {known!r} for claim {claim_id}: "
+            f"{'give it as' if spread is None else 'leave away'} spread, or change the ledger"
+        )
     number = _scalar(value)
     record = here.record()
     if provenance is not None:
         record["measured"] = dict(provenance)
-    measurement = claim.parts[name]
     verdict = Verdict(
         claim=claim.id,
         part=name,
-        metric=measurement.metric,
-        accept=measurement.accept,
+        measurement=measurement,
         value=number,
         spread=_interval(spread, number),
         record=record,
@@ -233,8 +260,7 @@ def from_metadata(
     return Verdict(
         claim=claim.id,
         part=stored["part"],
-        metric=measurement.metric,
-        accept=measurement.accept,
+        measurement=measurement,
         value=float(stored["value"]),
         spread=_stored_spread(stored.get("spread")),
         record={name: stored[name] for name in stored if name not in named},

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ncsn_core.book import provenance
+from ncsn_core import provenance
 from ncsn_core.book.tree import BUILD, BookError, chapters, find_root, select
 from ncsn_core.errors import NCSNError
-from ncsn_core.files import exclusive
 
 if TYPE_CHECKING:
     from ncsn_core.book.runner import Outcome
@@ -57,7 +56,9 @@ def _alone(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **options: Any) -> None:
-        with exclusive(find_root() / BUILD):
+        from ncsn_core.book import cache
+
+        with cache.alone(find_root()):
             command(*args, **options)
 
     return wrapped
@@ -302,10 +303,11 @@ def bench(profile: str, device: str, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from ncsn_core import checkpoints, provenance, training
+    from ncsn_core import checkpoints, training
     from ncsn_core.book import bench as benchmarks
     from ncsn_core.book import style
 
+    checkpoints.owned_files(out)
     target = training.pick_device(device)
     result = benchmarks.measure(profile, target, report=click.echo)
     agreement = result["agreement"]

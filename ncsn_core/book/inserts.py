@@ -6,7 +6,7 @@ fills in what the chapters of this very build have measured:
     {measured}`16`            −0.98 [−1.01, −0.95]
     {measured}`24:annealing`  the same for one part of a claim
     {claim}`16`               a link to the claim on the scorecard, with its verdict
-    {claims}`holds`           how many claims hold; also fails, not measured, all
+    {claims}`holds`           how many claims hold; also fails, undecided, ..., all
     {promise}`coverage:lines`  a number that `make stress` has measured
 
 and a line `<!-- ncsn: scorecard -->` is replaced by what `BLOCKS` makes of the book.
@@ -14,7 +14,6 @@ and a line `<!-- ncsn: scorecard -->` is replaced by what `BLOCKS` makes of the 
 
 import dataclasses
 import html
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +24,11 @@ from scipy.stats import binomtest
 
 from ncsn_core import checkpoints
 from ncsn_core.book.claims import METADATA_KEY
-from ncsn_core.book.ledger import number_text
+from ncsn_core.book.ledger import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, number_text
 from ncsn_core.book.plot import band_plot
-from ncsn_core.book.provenance import PACKAGE
-from ncsn_core.book.scorecard import FAILS, HOLDS, NOT_MEASURED, Row, by_claim, status_of
+from ncsn_core.book.scorecard import Row, by_claim, status_of
 from ncsn_core.book.tree import BookError
+from ncsn_core.provenance import PACKAGE
 
 ROLE = re.compile(r"\{(measured|claim|claims|promise)\}`([^`:]+)(?::([^`]+))?`")
 BLOCK = re.compile(r"^<!-- ncsn: ([a-z]+) -->$", re.MULTILINE)
@@ -99,8 +98,9 @@ def _count(wanted: str, book: Book, page: Path) -> str:
     statuses = [status_of(rows) for rows in by_claim(book.table).values()]
     if wanted == "all":
         return str(len(statuses))
-    if wanted not in (HOLDS, FAILS, NOT_MEASURED):
-        raise BookError(f"{page}: claims hold, fail or are not measured; none are {wanted!r}")
+    known = (HOLDS, FAILS, UNDECIDED, NOT_MEASURED)
+    if wanted not in known:
+        raise BookError(f"{page}: claims are {', '.join(known)}; none are {wanted!r}")
     return str(statuses.count(wanted))
 
 
@@ -172,9 +172,12 @@ def _claim(rows: list[Row], book: Book) -> str:
     for row in rows:
         name = f"*{row.part}*: " if row.part else ""
         metric = f"{name}{row.measurement.metric.rstrip(',')}"
+        if row.measurement.changed:
+            metric += f" (changed after looking: {row.measurement.changed})"
         measured = NOT_MEASURED
         if row.verdict is not None:
-            measured = f"{row.verdict.measured()} {_where(row, book)}"
+            over = row.measurement.measured_over()
+            measured = f"{row.verdict.measured()} ({over}) {_where(row, book)}"
         lines += _row(
             metric,
             row.measurement.paper_value or "–",
@@ -186,6 +189,9 @@ def _claim(rows: list[Row], book: Book) -> str:
     lines += [line for line in map(_origin, rows) if line][:1]
     if claim.note:
         lines += ["", claim.note]
+    if claim.requires:
+        links = ", ".join(f"{{ref}}`{number} <claim-{number}>`" for number in claim.requires)
+        lines += ["", f"Rests on claim {links}."]
     return "\n".join(lines)
 
 
@@ -251,10 +257,11 @@ def _records(book: Book) -> str:
     for path in sorted(PACKAGE.glob("models/**/manifest.json")) + sorted(
         PACKAGE.glob("results/*/manifest.json")
     ):
-        origin = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        record = checkpoints.load(path.parent)
+        origin, last = record.provenance, record.sessions[-1]
         seconds = f"{origin['seconds']:,.0f}" if "seconds" in origin else "–"
         name = path.parent.relative_to(PACKAGE).as_posix()
-        table.append((f"`{name}`", seconds, origin["device"], origin["commit"]))
+        table.append((f"`{name}`", seconds, last["device"], last["commit"]))
     return _table(
         "The networks and results that ship.",
         ("Record", "Seconds", "Device", "Commit"),

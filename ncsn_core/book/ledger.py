@@ -9,14 +9,16 @@ from typing import Any
 
 import yaml
 
-from ncsn_core.book import provenance
 from ncsn_core.errors import NCSNError
+from ncsn_core.provenance import PACKAGE
 
 LEDGER = "claims.yml"
 KINDS = {
     "paper": "the paper states it",
     "derived": "it follows from the paper, which does not state it",
 }
+HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "fails", "undecided", "not measured"
+INTERVALS = ("range", "two standard errors", "one standard error", "95 % confidence interval")
 
 
 class LedgerError(NCSNError, ValueError):
@@ -36,6 +38,15 @@ class Band:
             return False
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
 
+    def judge(self, low: float, high: float) -> str:
+        """Return "holds", "fails", or "undecided" where an interval reaches across an end."""
+        if self.contains(low) and self.contains(high):
+            return HOLDS
+        below = self.min is not None and high < self.min
+        above = self.max is not None and low > self.max
+        outside = below or above or not (math.isfinite(low) and math.isfinite(high))
+        return FAILS if outside else UNDECIDED
+
     def __str__(self) -> str:
         if self.min is None:
             return f"at most {number_text(self.max)}"
@@ -48,19 +59,34 @@ class Band:
 class Measurement:
     """One number that decides a claim: what it is, the paper's value and the accepted band.
 
-    `expected` is "holds"; "fails" where it is known to fall outside of the band; or "not measured"
-    where it cannot be measured here.
+    Attributes:
+        over: what it was measured over, "20 sampling seeds" or "one training run".
+        interval: what the interval beside it is, one of `INTERVALS`; None where there is none.
+        seeds: how many random seeds it rests on; 0 where nothing is random.
+        changed: how the band or the metric was changed after the data had been seen.
+        expected: "holds"; "fails" or "undecided" where that is known; or "not measured".
     """
 
     metric: str
     accept: Band
+    over: str
+    interval: str | None = None
+    seeds: int = 0
+    changed: str | None = None
     paper_value: str | None = None
-    expected: str = "holds"
+    expected: str = HOLDS
+
+    def measured_over(self) -> str:
+        """Return what the interval is, as in "range of 20 sampling seeds"."""
+        return self.over if self.interval is None else f"{self.interval} of {self.over}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One row of the ledger. `parts` maps a part's name ("" if there is only one) to its number."""
+    """One row of the ledger. `parts` maps a part's name ("" if there is only one) to its number.
+
+    `requires` are the claims that it rests on.
+    """
 
     id: int
     title: str
@@ -70,6 +96,7 @@ class Claim:
     chapter: str
     kind: str
     parts: Mapping[str, Measurement]
+    requires: tuple[int, ...] = ()
     note: str | None = None
 
 
@@ -82,7 +109,7 @@ def find_ledger() -> Path:
 
     Raises `LedgerError` naming both places when it is in neither.
     """
-    places = [Path(__file__).with_name(LEDGER), provenance.PACKAGE.parent / "book" / LEDGER]
+    places = [Path(__file__).with_name(LEDGER), PACKAGE.parent / "book" / LEDGER]
     for place in places:
         if place.is_file():
             return place
@@ -118,7 +145,7 @@ def measurements() -> dict[str, tuple[Claim, Measurement]]:
 def expected_to(outcome: str) -> set[str]:
     """Return the names of the measurements that are expected to be so.
 
-    `outcome` is "holds", "fails" or "not measured".
+    `outcome` is "holds", "fails", "undecided" or "not measured".
     """
     return {name for name, (_, found) in measurements().items() if found.expected == outcome}
 
@@ -137,12 +164,18 @@ def _parse(text: str) -> dict[int, Claim]:
         if claim.id in ledger:
             raise LedgerError(f"claim {claim.id} is in the ledger twice")
         ledger[claim.id] = claim
+    for claim in ledger.values():
+        unknown = [number for number in claim.requires if number not in ledger]
+        if unknown or claim.id in claim.requires:
+            raise LedgerError(f"claim {claim.id} requires {unknown or 'itself'}: no other claim")
     return ledger
 
 
 _TEXTS = ("title", "statement", "paper", "setting", "chapter", "kind")
-_MEASUREMENT = ("metric", "accept", "paper_value", "expected")
-_FIELDS = {"id", *_TEXTS, *_MEASUREMENT, "parts", "note"}
+_MEASUREMENT = (
+    "metric", "accept", "over", "interval", "seeds", "changed", "paper_value", "expected"
+)  # fmt: skip
+_FIELDS = {"id", *_TEXTS, *_MEASUREMENT, "parts", "requires", "note"}
 
 
 def _claim(row: Any, position: int) -> Claim:
@@ -156,9 +189,12 @@ def _claim(row: Any, position: int) -> Claim:
         raise LedgerError(f"{where}: kind is one of {', '.join(KINDS)}, not {texts['kind']!r}")
     parts = _parts(row, where)
     note = row.get("note")
-    if any(part.expected != "holds" for part in parts.values()) and not note:
+    if any(part.expected != HOLDS for part in parts.values()) and not note:
         raise LedgerError(f"{where} is not expected to hold: say why in a note")
-    return Claim(id=number, **texts, parts=parts, note=note)
+    requires = row.get("requires", [])
+    if not isinstance(requires, list) or not all(type(other) is int for other in requires):
+        raise LedgerError(f"{where}: requires is a list of the numbers of other claims")
+    return Claim(id=number, **texts, parts=parts, requires=tuple(requires), note=note)
 
 
 def _parts(row: dict[str, Any], where: str) -> dict[str, Measurement]:
@@ -186,13 +222,24 @@ def _measurement(row: dict[str, Any], where: str) -> Measurement:
     band = Band(ends.get("min"), ends.get("max"))
     if band.min is not None and band.max is not None and band.min > band.max:
         raise LedgerError(f"{where}: min {band.min:g} is above max {band.max:g}")
-    expected = row.get("expected", "holds")
-    if expected not in ("holds", "fails", "not measured"):
-        raise LedgerError(f"{where}: expected is holds, fails or not measured; got {expected!r}")
+    expected = row.get("expected", HOLDS)
+    known = (HOLDS, FAILS, UNDECIDED, NOT_MEASURED)
+    if expected not in known:
+        raise LedgerError(f"{where}: expected is one of {', '.join(known)}; got {expected!r}")
+    interval = row.get("interval")
+    if interval is not None and interval not in INTERVALS:
+        raise LedgerError(f"{where}: interval is one of {', '.join(INTERVALS)}; got {interval!r}")
+    seeds = row.get("seeds", 0)
+    if type(seeds) is not int or seeds < 0:
+        raise LedgerError(f"{where}: seeds is how many there are, 0 or more; got {seeds!r}")
     paper_value = row.get("paper_value")
     return Measurement(
         metric=_text(row, "metric", where),
         accept=band,
+        over=_text(row, "over", where),
+        interval=interval,
+        seeds=seeds,
+        changed=_text(row, "changed", where) if "changed" in row else None,
         paper_value=None if paper_value is None else str(paper_value),
         expected=expected,
     )

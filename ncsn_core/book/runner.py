@@ -15,7 +15,8 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ncsn_core.book import cache, provenance
+from ncsn_core import provenance
+from ncsn_core.book import cache
 from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.notebook import (
     PROBE_TAG,
@@ -27,18 +28,18 @@ from ncsn_core.book.notebook import (
     without_traces,
 )
 from ncsn_core.book.tree import BookError
-from ncsn_core.files import write_atomically
+from ncsn_core.files import temporary, write_atomically
 
 PROBE = (
     "from IPython.display import display\n"
-    "from ncsn_core.book import provenance\n"
+    "from ncsn_core import provenance\n"
     "report = {'ncsn': provenance.record(), 'files': provenance.loaded()}\n"
     "report['ncsn']['reference_seconds'] = round(provenance.reference_seconds(), 3)\n"
     "display({'text/plain': ''}, raw=True, metadata=report)"
 )
 """A last cell, removed again, that asks the kernel where it computed, and what it has loaded."""
 
-WATCH = "__import__('ncsn_core.book.provenance', fromlist=['watch']).watch()"
+WATCH = "__import__('ncsn_core.provenance', fromlist=['watch']).watch()"
 """Before the first cell: a line of no cell, which leaves no name behind."""
 
 KERNEL_ENVIRONMENT = {
@@ -164,12 +165,12 @@ def _run(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     final = cache.executed_path(root, notebook)
-    working = final.with_name(f".{final.stem}.tmp.ipynb")
+    working = temporary(final, ".ipynb")
     probe = nbformat.v4.new_code_cell(PROBE, metadata={"tags": [PROBE_TAG]})
     prepared = nbformat.from_dict({**source, "cells": [*source.cells, probe]})
     try:
         write_atomically(working, to_bytes(prepared))
-        with _kernel_environment():
+        with _kernel_environment(root / notebook):
             papermill.execute_notebook(
                 str(working),
                 str(working),
@@ -230,13 +231,14 @@ def _own_kernel() -> type:
 
 
 @contextmanager
-def _kernel_environment() -> Iterator[None]:
+def _kernel_environment(notebook: Path) -> Iterator[None]:
     """Set what a kernel inherits, where the user has not, and silence papermill's log."""
-    added = [name for name in KERNEL_ENVIRONMENT if name not in os.environ]
+    wanted = {**KERNEL_ENVIRONMENT, provenance.NOTEBOOK: str(notebook)}
+    added = [name for name in wanted if name not in os.environ]
     logger = logging.getLogger("papermill")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    os.environ.update({name: KERNEL_ENVIRONMENT[name] for name in added})
+    os.environ.update({name: wanted[name] for name in added})
     try:
         yield
     finally:

@@ -5,9 +5,7 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping
 
 from ncsn_core.book.claims import Verdict
-from ncsn_core.book.ledger import Claim, Measurement
-
-HOLDS, FAILS, NOT_MEASURED = "holds", "fails", "not measured"
+from ncsn_core.book.ledger import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, Claim, Measurement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +24,13 @@ class Row:
 
     @property
     def status(self) -> str:
-        """One of "holds", "fails", "not measured"."""
-        if self.verdict is None:
-            return NOT_MEASURED
-        return HOLDS if self.verdict.holds else FAILS
+        """One of "holds", "fails", "undecided", "not measured"."""
+        return NOT_MEASURED if self.verdict is None else self.verdict.outcome
 
     @property
     def regressed(self) -> bool:
-        """Whether a number that the ledger expects to hold fails."""
-        return self.status == FAILS and self.measurement.expected == "holds"
+        """Whether a number that the ledger expects to hold fails or is undecided."""
+        return self.status in (FAILS, UNDECIDED) and self.measurement.expected == HOLDS
 
     @property
     def forgotten(self) -> bool:
@@ -100,10 +96,10 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def summary(table: list[Row]) -> str:
-    """Return one line that counts the claims that hold, fail and were not measured."""
+    """Return one line that counts the claims that hold, fail, are undecided, were not measured."""
     found = [status_of(rows) for rows in by_claim(table).values()]
-    holds, fails, missing = (found.count(status) for status in (HOLDS, FAILS, NOT_MEASURED))
-    return f"Claims: {holds} hold, {fails} fail, {missing} not measured"
+    holds, fails, open_, missing = map(found.count, (HOLDS, FAILS, UNDECIDED, NOT_MEASURED))
+    return f"Claims: {holds} hold, {fails} fail, {open_} undecided, {missing} not measured"
 
 
 def by_claim(table: Iterable[Row]) -> dict[int, list[Row]]:
@@ -115,6 +111,6 @@ def by_claim(table: Iterable[Row]) -> dict[int, list[Row]]:
 
 
 def status_of(rows: Iterable[Row]) -> str:
-    """Return the status of a claim: it holds when all of its parts do, and fails when one does."""
+    """Return the status of a claim: that of its worst part."""
     statuses = {row.status for row in rows}
-    return next(s for s in (FAILS, NOT_MEASURED, HOLDS) if s in statuses)
+    return next(s for s in (FAILS, UNDECIDED, NOT_MEASURED, HOLDS) if s in statuses)

@@ -140,10 +140,7 @@ def _sources(root: Path, executed: bool) -> dict[Path, bytes]:
 
 
 def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode:
-    """Return the notebook as its page shows it: verdicts with their numbers, and a last line.
-
-    In the notebook itself a verdict names no number, so that it reads the same on every machine.
-    """
+    """Return the notebook as its page shows it: verdicts that links lead to, and a last line."""
     published: NotebookNode = nbformat.from_dict(notebook)
     anchors: set[str] = set()
     for cell in published.cells:
@@ -151,11 +148,10 @@ def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode
             record = output.get("metadata", {}).get(claims.METADATA_KEY, {})
             verdict = claims.from_metadata(record, ledger)
             if verdict is not None:
-                paper_value = ledger[verdict.claim].parts[verdict.part].paper_value
                 anchor = inserts.anchor(verdict.claim, verdict.part)
                 new = anchor not in anchors  # a number that is reported twice has one anchor
                 anchors.add(anchor)
-                text = _verdict_html(verdict, paper_value, anchor if new else None)
+                text = _verdict_html(verdict, anchor if new else None)
                 output.data = {"text/html": text}
     footer = _footer(published.metadata.get(claims.METADATA_KEY, {}))
     if footer:
@@ -165,17 +161,13 @@ def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode
     return published
 
 
-def _verdict_html(verdict: claims.Verdict, paper_value: str | None, anchor: str | None) -> str:
-    """Return the verdict with the measured value, its seed band and the paper's value."""
-    numbers = [f"measured {verdict.measured()}"]
-    if paper_value is not None:
-        numbers.append(f"paper: {paper_value}")
-    opening, finding = str(verdict).removesuffix(".").split(": ", maxsplit=1)
+def _verdict_html(verdict: claims.Verdict, anchor: str | None) -> str:
+    """Return the verdict's line as a paragraph that a link can lead to."""
+    opening, finding = str(verdict).split(": ", maxsplit=1)
     name = "" if anchor is None else f' id="{anchor}"'
     return (
-        f'<p{name} class="ncsn-claim {"holds" if verdict.holds else "fails"}">'
-        f"<strong>{html.escape(opening)}:</strong> {html.escape(finding)} "
-        f"({html.escape('; '.join(numbers))}).</p>"
+        f'<p{name} class="ncsn-claim {verdict.outcome}">'
+        f"<strong>{html.escape(opening)}:</strong> {html.escape(finding)}</p>"
     )
 
 

@@ -70,10 +70,11 @@ def fetch(archive: Archive, root: Path) -> None:
     """
     folder = root / archive.folder
     with exclusive(folder):
-        for unfinished in folder.glob("*.partial"):  # of a process that was killed
-            unfinished.unlink()
         for name, sha256 in archive.sha256.items():
             path = folder / name
+            # What torch was downloading in a process that was killed: the name and 32 hex digits.
+            for unfinished in folder.glob(f"{name}.{'[0-9a-f]' * 32}.partial"):
+                unfinished.unlink()
             if not path.is_file() or _digest(path) != sha256:
                 _download(archive.address + name, path, sha256)
             if path.suffix == ".gz" and not path.name.endswith(".tar.gz"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ncsn_core.checks import later
 from ncsn_core.samplers.langevin import langevin_step
-from ncsn_core.samplers.state import Callback, State, checked, normal_like
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, checked, normal_like
 from ncsn_core.schedules import langevin_step_sizes
 
 
@@ -76,7 +76,7 @@ def annealed_langevin(
         constrained = constraint(levels[i])
         x = constrained(x)
         for t in range(steps_per_level):
-            s = checked(score(x, sigma), x, f"{level}, step {t + 1}")
+            s = checked(score(x, sigma), x, f"{level}, step {t + 1}", SMALLER_STEPS)
             x = constrained(langevin_step(x, s, alpha, normal_like(x, generator)))
             if callback is not None:
                 callback(State(i, t, levels[i], alpha, x, s))

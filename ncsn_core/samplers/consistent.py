@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncsn_core.checks import later
 from ncsn_core.samplers.annealed import denoised
-from ncsn_core.samplers.state import Callback, State, checked, normal_like
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, checked, normal_like
 from ncsn_core.schedules import langevin_step_sizes
 
 
@@ -59,7 +59,8 @@ def consistent_annealed(
                 f"by {g:.4g} a step; got {epsilon:.4g}. A finer ladder allows smaller steps"
             )
     for i, sigma in enumerate(levels):
-        s = checked(score(x, sigmas[i].expand(len(x))), x, f"level {i + 1} of {len(levels)}")
+        where = f"level {i + 1} of {len(levels)}"
+        s = checked(score(x, sigmas[i].expand(len(x))), x, where, SMALLER_STEPS)
         x = x + eta * sigma**2 * s
         if i + 1 < len(levels):
             left = (1 - eta) * sigma / levels[i + 1]

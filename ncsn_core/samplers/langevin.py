@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncsn_core.checks import later
-from ncsn_core.samplers.state import Callback, State, checked, normal_like
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, checked, normal_like
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def langevin(
     """
     epsilons = step_sizes(epsilon, steps)
     for t, step_size in enumerate(epsilons):
-        s = checked(score(x), x, f"step {t + 1} of {len(epsilons)}")
+        s = checked(score(x), x, f"step {t + 1} of {len(epsilons)}", SMALLER_STEPS)
         x = langevin_step(x, s, step_size, normal_like(x, generator))
         if callback is not None:
             callback(State(0, t, 0.0, step_size, x, s))

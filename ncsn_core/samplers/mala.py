@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ncsn_core.checks import later, require
 from ncsn_core.samplers.langevin import langevin_step, step_sizes
-from ncsn_core.samplers.state import Callback, State, checked, normal_like
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, checked, normal_like
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -74,7 +74,7 @@ def mala(
         proposal = langevin_step(x, s, step_size, normal_like(x, generator))
         proposal_log_p = _checked_density(log_density(proposal), x, where)
         possible = per_chain(~proposal_log_p.isneginf(), x)
-        proposal_s = checked(torch.where(possible, score(proposal), 0.0), x, where)
+        proposal_s = checked(torch.where(possible, score(proposal), 0.0), x, where, SMALLER_STEPS)
         forth = log_proposal(proposal, x, s, step_size)
         back = log_proposal(x, proposal, proposal_s, step_size)
         u = torch.rand(len(x), device=x.device, dtype=x.dtype, generator=generator)

@@ -218,7 +218,7 @@ def _integrate(
     start: np.ndarray,
     tolerance: float,
 ) -> tuple[np.ndarray, int]:
-    from scipy.integrate import solve_ivp  # SciPy is needed here alone
+    from scipy.integrate import solve_ivp
 
     found = solve_ivp(
         slope, ends, start, method="RK45", rtol=tolerance, atol=tolerance, t_eval=[ends[1]]

@@ -37,8 +37,15 @@ class State:
 Callback = Callable[[State], None]
 
 
-def checked(s: Tensor, x: Tensor, where: str) -> Tensor:
+SMALLER_STEPS = "a smaller epsilon may help"
+
+
+def checked(s: Tensor, x: Tensor, where: str, advice: str = "") -> Tensor:
     """Return the score `s` of the points `x`.
+
+    Args:
+        where: at which moment, for the message.
+        advice: what the user can do about a score that is not finite.
 
     Raises:
         ValueError: when its shape is not that of `x`.
@@ -48,7 +55,7 @@ def checked(s: Tensor, x: Tensor, where: str) -> Tensor:
     require(
         torch.isfinite(s).all(),
         lambda: FloatingPointError(
-            f"the score is not finite at {where}; a smaller epsilon may help"
+            f"the score is not finite at {where}" + (f"; {advice}" if advice else "")
         ),
     )
     return s
