@@ -14,7 +14,8 @@ class ResidualAutoencoder(nn.Module):
 
     Five residual blocks encode, with `width` times 1, 2, 2, 4, 4 filters; the second and the fourth
     halve the resolution.  Five more decode, in mirror image.  Nothing connects the two halves but
-    the code in the middle.  With 3 channels and width 32 it is the network of Figure 1, with 1.38
+    the code in the middle.  Blocks end with the ELU, as in the authors' code; the paper says
+    "pre-activation".  With 3 channels and width 32 it is the network of Figure 1, with 1.38
     million parameters.
 
     Args:
