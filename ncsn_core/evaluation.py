@@ -184,6 +184,7 @@ def distances(
     reference: Float[Tensor, "real features"],
     extractor: Extractor,
     *,
+    subsets: int = 100,
     subset_size: int = 100,
     seed: int = 0,
 ) -> Distances:
@@ -193,12 +194,14 @@ def distances(
         features: of the images, from the extractor.
         reference: those of real images.
         extractor: where both come from.
-        subset_size, seed: see `kernel_distance`.
+        subsets, subset_size, seed: see `kernel_distance`.
 
     Raises:
         ValueError: as `frechet_distance`, `kernel_distance` and `inception_score`.
     """
-    kid, kid_std = kernel_distance(features, reference, subset_size=subset_size, seed=seed)
+    kid, kid_std = kernel_distance(
+        features, reference, subsets=subsets, subset_size=subset_size, seed=seed
+    )
     score: tuple[float, float] | tuple[None, None] = (None, None)
     if isinstance(extractor.network, Inception):
         score = inception_score(extractor.network.logits(features))
