@@ -202,9 +202,15 @@ def antisymmetry(
     """
     drawn = directions(x, count, "gaussian", v, generator)
     odd, whole = torch.zeros(len(x)).to(x), torch.zeros(len(x)).to(x)
+    where = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        s = shape_checked(score)(where)
     for w in drawn:
-        _, right = jacobian_vector(score, x, w)
-        _, left = vector_jacobian(score, x, w)
+        along = w.clone().requires_grad_()
+        with torch.enable_grad():
+            (left,) = torch.autograd.grad(s, where, along, create_graph=True)
+        (right,) = torch.autograd.grad(left, along, w, retain_graph=True)  # of Jᵀ, transposed
+        left = left.detach()
         odd = odd + (right - left).flatten(1).square().sum(1) / 4
         whole = whole + (right.flatten(1).square().sum(1) + left.flatten(1).square().sum(1)) / 2
     return odd / whole
