@@ -2,7 +2,8 @@
 
 A score maps a batch to a batch and treats its samples independently, so that one product with the
 Jacobian of the batch is a product with every sample's own Jacobian J.  `jacobian_vector` is J v
-by forward mode, `vector_jacobian` is Jᵀ v by reverse mode; the rest is built from these two.
+by forward mode, `vector_jacobian` is Jᵀ v by reverse mode; the rest is built from these two, but for
+`antisymmetry`.
 Everything can be differentiated again, and so trained through.
 """
 
@@ -202,6 +203,7 @@ def antisymmetry(
     """
     drawn = directions(x, count, "gaussian", v, generator)
     odd, whole = torch.zeros(len(x)).to(x), torch.zeros(len(x)).to(x)
+    # Twice in reverse mode: forward mode through a RefineNet loads torch's compiler, for seconds.
     where = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         s = shape_checked(score)(where)
