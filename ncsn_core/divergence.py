@@ -2,9 +2,8 @@
 
 A score maps a batch to a batch and treats its samples independently, so that one product with the
 Jacobian of the batch is a product with every sample's own Jacobian J.  `jacobian_vector` is J v
-by forward mode, `vector_jacobian` is Jᵀ v by reverse mode; the rest is built from these two, but for
-`antisymmetry`.
-Everything can be differentiated again, and so trained through.
+by forward mode, `vector_jacobian` is Jᵀ v by reverse mode; the rest is built from these two, but
+for `antisymmetry`.  Everything but that can be differentiated again, and so trained through.
 """
 
 import math
