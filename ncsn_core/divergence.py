@@ -2,8 +2,8 @@
 
 A score maps a batch to a batch and treats its samples independently, so that one product with the
 Jacobian of the batch is a product with every sample's own Jacobian J.  `jacobian_vector` is J v
-by forward mode, `vector_jacobian` is Jᵀ v by reverse mode; the rest is built from these two.
-Everything can be differentiated again, and so trained through.
+by forward mode, `vector_jacobian` is Jᵀ v by reverse mode; the rest is built from these two, but
+for `antisymmetry`.  Everything but that can be differentiated again, and so trained through.
 """
 
 import math
@@ -202,9 +202,16 @@ def antisymmetry(
     """
     drawn = directions(x, count, "gaussian", v, generator)
     odd, whole = torch.zeros(len(x)).to(x), torch.zeros(len(x)).to(x)
+    # Twice in reverse mode: forward mode through a RefineNet loads torch's compiler, for seconds.
+    where = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        s = shape_checked(score)(where)
     for w in drawn:
-        _, right = jacobian_vector(score, x, w)
-        _, left = vector_jacobian(score, x, w)
+        along = w.clone().requires_grad_()
+        with torch.enable_grad():
+            (left,) = torch.autograd.grad(s, where, along, create_graph=True)
+        (right,) = torch.autograd.grad(left, along, w, retain_graph=True)  # of Jᵀ, transposed
+        left = left.detach()
         odd = odd + (right - left).flatten(1).square().sum(1) / 4
         whole = whole + (right.flatten(1).square().sum(1) + left.flatten(1).square().sum(1)) / 2
     return odd / whole

@@ -1,12 +1,11 @@
 """Measurements of images: loss and score per level, Fréchet and kernel distance, neighbors."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncsn_core.features import Extractor, Inception, inception_score
 from ncsn_core.networks import DigitClassifier
@@ -68,39 +67,25 @@ def level_statistics(
     return LevelStatistics(losses, norms)
 
 
-class GivenFeatures(nn.Module):
-    """The identity, in the form that torchmetrics expects of a network that computes features."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.input_img_size = (num_features,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
 def frechet_distance(
     features: Float[Tensor, "count features"], reference: Float[Tensor, "real features"]
 ) -> float:
     """Fréchet distance between Gaussian fits to two sets of features (Heusel et al. 2017).
 
     d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½).  In Inception's features this is the FID of the
-    literature.  It is biased upward for few images, so compare only numbers of one count.  The
-    metric itself is torchmetrics'.
+    literature.  It is biased upward for few images, so compare only numbers of one count.
 
     Raises:
         ValueError: for fewer than two images in either set.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds
-
     fewest = min(len(features), len(reference))
     if fewest < 2:
         raise ValueError(f"a covariance needs at least two images; got {fewest}")
-    metric = FrechetInceptionDistance(feature=GivenFeatures(features.shape[1]), normalize=True)
-    metric.update(reference.double().cpu(), real=True)
-    metric.update(features.double().cpu(), real=False)
-    return float(metric.compute())
+    ours, theirs = features.double().cpu(), reference.double().cpu()
+    covariances = torch.cov(ours.T), torch.cov(theirs.T)
+    root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
+    spread = covariances[0].trace() + covariances[1].trace() - 2 * root
+    return float((ours.mean(0) - theirs.mean(0)).square().sum() + spread)
 
 
 def kernel_distance(
@@ -115,9 +100,7 @@ def kernel_distance(
 
     The kernel is k(a, b) = (aᵀb/features + 1)³ and the estimate, on random subsets of both sets, is
     unbiased: unlike the Fréchet distance its mean does not depend on the number of images, and it
-    may be slightly negative.  The metric itself is torchmetrics'.  It draws its subsets from
-    PyTorch's global generator, which is seeded here and put back as it was, so that the same
-    features give the same number.
+    may be slightly negative.
 
     Args:
         features, reference: two sets.
@@ -132,8 +115,6 @@ def kernel_distance(
     Raises:
         ValueError: for a subset size below 2 or above the number of images, or no subsets.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
     smaller = min(len(features), len(reference))
     if not 2 <= subset_size <= smaller:
         raise ValueError(
@@ -142,17 +123,24 @@ def kernel_distance(
         )
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1; got {subsets}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
-        metric = KernelInceptionDistance(
-            feature=GivenFeatures(features.shape[1]), subsets=subsets, subset_size=subset_size
+    ours, theirs = features.double().cpu(), reference.double().cpu()
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(found: Tensor) -> Tensor:
+        return found[torch.randperm(len(found), generator=generator)[:subset_size]]
+
+    def within(kernel: Tensor) -> Tensor:
+        return (kernel.sum() - kernel.trace()) / (subset_size * (subset_size - 1))
+
+    values = []
+    for _ in range(subsets):
+        real, seen = some(theirs), some(ours)
+        own, same, across = (
+            (x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((real, real), (seen, seen), (real, seen))
         )
-    metric.update(reference.double().cpu(), real=True)
-    metric.update(features.double().cpu(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        mean, std = metric.compute()
-    return float(mean), float(std)
+        values.append(within(own) + within(same) - 2 * across.mean())
+    found = torch.stack(values)
+    return float(found.mean()), float(found.std(correction=0))
 
 
 @dataclass(frozen=True)
@@ -184,6 +172,7 @@ def distances(
     reference: Float[Tensor, "real features"],
     extractor: Extractor,
     *,
+    subsets: int = 100,
     subset_size: int = 100,
     seed: int = 0,
 ) -> Distances:
@@ -193,12 +182,14 @@ def distances(
         features: of the images, from the extractor.
         reference: those of real images.
         extractor: where both come from.
-        subset_size, seed: see `kernel_distance`.
+        subsets, subset_size, seed: see `kernel_distance`.
 
     Raises:
         ValueError: as `frechet_distance`, `kernel_distance` and `inception_score`.
     """
-    kid, kid_std = kernel_distance(features, reference, subset_size=subset_size, seed=seed)
+    kid, kid_std = kernel_distance(
+        features, reference, subsets=subsets, subset_size=subset_size, seed=seed
+    )
     score: tuple[float, float] | tuple[None, None] = (None, None)
     if isinstance(extractor.network, Inception):
         score = inception_score(extractor.network.logits(features))

@@ -57,13 +57,14 @@ class Extractor:
         name: such as "digit_classifier".
         network: has `features(images)` and the `image_size` that these need; None: any.
         sha256: of the file with its weights; empty when they came from none.
-        batch_size: images an evaluation; bounds the memory.
+        batch_size: images an evaluation; bounds the memory.  A hundred digits fit into a
+            processor's cache and take less than half the time of five hundred.
     """
 
     name: str
     network: DigitClassifier | Inception
     sha256: str = ""
-    batch_size: int = 500
+    batch_size: int = 100
 
     @torch.no_grad()
     def __call__(

@@ -186,7 +186,7 @@ def test_kernel_distance_of_subsets_is_the_mean_of_theirs():
     mean, std = kernel_distance(a, b, subsets=4, subset_size=6, seed=5)
     generator = torch.Generator().manual_seed(5)
     values = []
-    for _ in range(4):  # torchmetrics draws from the reference first
+    for _ in range(4):  # from the reference first, as torchmetrics does
         real = b[torch.randperm(15, generator=generator)[:6]]
         values.append(mmd(a[torch.randperm(12, generator=generator)[:6]], real))
     assert mean == pytest.approx(np.mean(values), rel=1e-9)
