@@ -34,7 +34,8 @@ help: ## list the targets
 env: $(INSTALLED) ## create .venv and install the locked packages (done by the others when needed)
 
 # uv comes from the lock too, hashed like everything else. The stamp is written last, so that an
-# interrupted installation is taken up again.
+# interrupted installation is taken up again. Bytecode is compiled once: without it, and where Python may
+# not write it, every kernel compiles torch anew, for six seconds.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'Python 3.11 or newer is needed, and $(PYTHON) is not: name one, as in PYTHON=python3.12' >&2; \
@@ -43,7 +44,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@sed -n '/^uv==/,/# via/p' requirements.lock | \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -12,6 +12,7 @@ device and commit are recorded in the metadata of that output.
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,12 @@ def check(
     )
     _show(verdict)
     return verdict
+
+
+def two_standard_errors(values: Any) -> float:
+    """Return 2s/√n of independent values, as the interval about their mean."""
+    numbers = [_scalar(one) for one in values]
+    return 2 * statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
 def _look_up(claim_id: int, part: str | None) -> tuple[Claim, str]:
