@@ -302,7 +302,9 @@ def executed(tmp_path_factory):
 def test_a_notebook_shows_each_verdict_once_as_text_and_markdown(executed):
     cells = nbformat.read(executed, as_version=4).cells
     line = "the slope of log ‖s‖ against log σ is −0.98 [−1, −0.96] (95 % confidence interval of "
-    line += "ten noise levels of one network); accepted: within [−1.1, −0.9]; paper: −1."
+    line += (
+        "a line through ten noise levels of one network); accepted: within [−1.1, −0.9]; paper: −1."
+    )
     (output,) = cells[1].outputs
     assert output.output_type == "display_data"
     assert output.data == {
@@ -337,7 +339,9 @@ def test_a_verdict_that_was_read_back_shows_its_line_and_one_of_check_not_again(
     book = books.load_ledger(REPOSITORY / "book" / "claims.yml")
     claims.collect([executed], book)[0]._ipython_display_()
     line = "the slope of log ‖s‖ against log σ is −0.98 [−1, −0.96] (95 % confidence interval of "
-    line += "ten noise levels of one network); accepted: within [−1.1, −0.9]; paper: −1."
+    line += (
+        "a line through ten noise levels of one network); accepted: within [−1.1, −0.9]; paper: −1."
+    )
     assert capsys.readouterr().out == f"Claim 16 holds: {line}\n"
 
 

@@ -29,7 +29,7 @@ def claim(number, **parts):
         setting="a setting",
         chapter="10_ncsn",
         kind="paper",
-        parts=parts or {"": Measurement("the slope", Band(-1.1, -0.9), "−1")},
+        parts=parts or {"": Measurement("the slope", Band(-1.1, -0.9), "a run", paper_value="−1")},
         note="A note.",
     )
 
@@ -38,8 +38,8 @@ LEDGER = {
     16: claim(16),
     24: claim(
         24,
-        annealing=Measurement("a ratio", Band(1.0, None)),
-        conditioning=Measurement("another ratio", Band(1.0, None)),
+        annealing=Measurement("a ratio", Band(1.0, None), "a run"),
+        conditioning=Measurement("another ratio", Band(1.0, None), "a run"),
     ),
     28: claim(28),
 }
@@ -199,7 +199,7 @@ def test_the_scorecard_has_every_number_and_links_to_its_cell(book):
     for number in LEDGER:
         assert f"(claim-{number})=\n### {number}. Title {number}" in text
     assert 'href="../notebooks/10_ncsn.html#measured-24-annealing"' in text
-    assert text.count("  - −0.98 [−0.98, −0.98] (<a") == 1
+    assert text.count("  - −0.98 [−0.98, −0.98] (a run) (<a") == 1
     assert text.count("within [−1.1, −0.9]") >= 2
     assert "  - –\n" in text  # no value in the paper
     assert text.count("not measured") == 2  # the verdict and the number of claim 28
@@ -214,7 +214,7 @@ def test_a_claim_without_note_and_outside_of_the_book_has_neither_note_nor_link(
     ]
     text = fill("<!-- ncsn: scorecard -->", Book(rows, book.notebooks), PAGE)
     assert "Measured in 99_x: a setting." in text
-    assert "  - −0.98 [−0.98, −0.98] \n" in text
+    assert "  - −0.98 [−0.98, −0.98] (a run) \n" in text
     assert "<a href" not in text
     assert text.splitlines()[-1] == "<small>Measured on device cpu, commit abc.</small>"
 
@@ -266,7 +266,7 @@ def test_every_record_that_ships_is_listed(book):
 
 def numbers(value, spread=None, low=None, high=None):
     """One row of a scorecard."""
-    row_claim = claim(16, **{"": Measurement("m", Band(low, high))})
+    row_claim = claim(16, **{"": Measurement("m", Band(low, high), "a run")})
     stored = {"claim": 16, "part": "", "value": value, "spread": spread}
     found = claims.from_metadata(stored, {16: row_claim})
     return scorecard.Row(row_claim, "", found, True)

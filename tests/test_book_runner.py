@@ -50,9 +50,10 @@ def root(tmp_path):
 
 LEDGER = """
 - {id: 16, title: a rate, statement: it falls, paper: §1, setting: toy, chapter: 01_first,
-   kind: paper, metric: the slope, accept: {min: -1.1, max: -0.9}, note: measured twice}
+   kind: paper, metric: the slope, accept: {min: -1.1, max: -0.9}, over: a run,
+   note: measured twice}
 - {id: 17, title: a cost, statement: it is small, paper: §2, setting: toy, chapter: 02_second,
-   kind: paper, metric: the time, accept: {max: 5}}
+   kind: paper, metric: the time, accept: {max: 5}, over: a run}
 """
 LOADED = ["__init__.py", "schedules.py", "__pycache__/schedules.pyc", "models", "models/mnist.bin"]
 

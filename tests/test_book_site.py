@@ -132,9 +132,9 @@ def test_staging_takes_stored_or_executed_outputs(root):
     write(cache.executed_path(root, SECOND), nbformat.read(root / SECOND, as_version=4))
     staged = root / "_build" / "source" / FIRST
     site.stage(root)
-    assert "measured −0.98" in staged.read_text()
+    assert "σ is −0.98 [" in staged.read_text()
     site.stage(root, executed=True)
-    assert "measured −1.05" in staged.read_text()
+    assert "σ is −1.05 [" in staged.read_text()
 
 
 def test_staging_fills_in_measured_numbers(root):
@@ -166,7 +166,8 @@ def test_a_page_shows_the_measured_value_and_how_it_was_made():
     published = site.publish(original, load_ledger())
     html = published.cells[2].outputs[1].data["text/html"]
     assert '<p id="measured-16" class="ncsn-claim holds"><strong>Claim 16 holds:</strong>' in html
-    assert "is within [−1.1, −0.9] (measured −0.98 [−0.98, −0.98]; paper: −1).</p>" in html
+    assert "; accepted: within [−1.1, −0.9]; paper: −1.</p>" in html
+    assert " is −0.98 [−0.98, −0.98] (95 % confidence interval of a line through" in html
     assert (
         "commit abc, profile smoke, device cpu, threads 2, time 34 s, date 2031-05-17"
         in published.cells[-1].source
@@ -181,7 +182,8 @@ def test_a_page_names_no_number_of_the_paper_where_the_paper_has_none():
     notebook = new_notebook(cells=[new_code_cell("claims.check(18, x)", outputs=[output])])
     html = site.publish(notebook, load_ledger()).cells[0].outputs[0].data["text/html"]
     assert "Claim 18 holds:" in html
-    assert "(measured 0.05 [0.05, 0.05]).</p>" in html
+    assert " is 0.05 [0.05, 0.05] (" in html
+    assert html.endswith("accepted: at most 0.2.</p>")
 
 
 def test_a_page_without_record_has_no_last_line():

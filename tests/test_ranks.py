@@ -118,7 +118,7 @@ def test_two_processes_train_like_one(undisturbed, together):
     here, said = together
     assert said.count("60 of 60 steps") == 1, "one of them speaks"
     record = checkpoints.load(here / "run")
-    assert record.provenance["processes"] == 2
+    assert record.sessions[-1]["processes"] == 2
     assert_same_run(record, undisturbed)
 
 
