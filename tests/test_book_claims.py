@@ -225,6 +225,7 @@ def test_a_verdict_is_one_line_with_number_and_band(ledger, capsys, number, part
         (1.5, [0.5, 2.5], "undecided"),
         (2.1, [1.9, 2.2], "undecided"),
         (0.9, [0.8, 0.95], "fails"),
+        (0.9, [1.2, 1.6], "undecided"),  # a value outside of its own interval
         (2.5, [2.1, 3.0], "fails"),
         (float("nan"), [1.2, 1.6], "fails"),
         (1.5, [1.2, float("inf")], "fails"),

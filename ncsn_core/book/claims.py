@@ -52,9 +52,10 @@ class Verdict:
 
         "undecided" where the interval reaches across an end of the band.
         """
-        if not math.isfinite(self.value):
+        ends = (self.value, *(self.spread or ()))
+        if not all(map(math.isfinite, ends)):
             return FAILS
-        return self.measurement.accept.judge(*(self.spread or (self.value, self.value)))
+        return self.measurement.accept.judge(min(ends), max(ends))
 
     @property
     def holds(self) -> bool:
