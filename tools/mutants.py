@@ -166,7 +166,8 @@ def load_libraries() -> None:
                 names = [node.module]
             for name in names:
                 top = name.partition(".")[0]
-                if top != "ncsn_core" and not (ROOT / "tests" / f"{top}.py").exists():
+                ours = (ROOT / folder / f"{top}.py" for folder in ("tests", "tools"))
+                if top != "ncsn_core" and not any(path.exists() for path in ours):
                     importlib.import_module(name)
 
 
