@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ncsn_core import checkpoints
 from ncsn_core.checkpoints import build_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import figure1
 import long_runs
 
 pytestmark = pytest.mark.usefixtures("few_images")
@@ -32,6 +34,12 @@ def queue(monkeypatch, tmp_path, tiny_config):
 def test_every_run_may_stop_anywhere_and_builds():
     configs = long_runs.jobs()
     assert [*configs][:3] == ["mnist", "mnist_continuous", "fashion_mnist"]
+    figures = {name: job for name, job in configs.items() if isinstance(job, figure1.Figure1)}
+    assert [(job.seed, job.preactivation) for job in figures.values()] == [
+        *((seed, False) for seed in range(3)),
+        (0, True),
+    ]
+    configs = {name: job for name, job in configs.items() if name not in figures}
     assert len(configs) == 3 + long_runs.SEEDS * len(long_runs.ABLATIONS)
     for config in configs.values():
         assert config.rate_schedule == "constant"
@@ -75,3 +83,28 @@ def test_precision_has_to_be_named(queue, capsys):
     with pytest.raises(SystemExit):
         queue[0]()
     assert "name a --precision" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preactivation", [False, True], ids=["post", "pre"])
+def test_figure_1_goes_on_to_the_last_bit(tmp_path, preactivation):
+    job = figure1.Figure1(3, preactivation, steps=4, batch_size=2, width=8, checkpoint_every=2)
+    whole = figure1.train(job, tmp_path / "whole")
+    figure1.train(replace(job, steps=2), tmp_path / "parts")
+    parts = figure1.train(job, tmp_path / "parts")
+    assert parts.manifest["step"] == 4
+    assert [session["from_step"] for session in parts.sessions] == [0, 2]
+    for part in ("results", "state"):
+        for name, tensor in whole.tensors(part).items():
+            assert torch.equal(parts.tensors(part)[name], tensor), name
+    histories = whole.tensors("results")
+    assert torch.isfinite(histories["history_clean"]).all()
+    assert not torch.equal(histories["history_clean"], histories["history_noised"])
+
+
+def test_the_queue_trains_figure_1_in_its_turn(queue, monkeypatch):
+    run, folder = queue
+    job = figure1.Figure1(0, steps=1, batch_size=2, width=8)
+    monkeypatch.setattr(long_runs, "jobs", lambda: {"figure1/post-0": job})
+    run("--precision", "32-true")
+    assert checkpoints.load(folder / "figure1" / "post-0").kind == "figure1"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ncsn_core.networks import ResidualAutoencoder, count_parameters
+from ncsn_core.networks import ResidualAutoencoder, count_parameters, residual_autoencoder
 from ncsn_core.objectives import sliced_score_matching_vr
 
 
@@ -78,3 +78,15 @@ def test_sizes_that_cannot_be_halved_twice_are_refused(size):
 def test_widths_that_have_no_eight_groups_are_refused(width):
     with pytest.raises(ValueError, match="multiple of 8"):
         ResidualAutoencoder(1, width)
+
+
+def test_a_block_of_the_papers_kind_is_the_identity_where_its_convolutions_are_zero():
+    """Pre-activation (He et al. 2016): nothing follows the sum."""
+    block, x = residual_autoencoder.EncoderBlock(8, 8, True), torch.randn(2, 8, 4, 4)
+    for conv in (m for m in block.main if isinstance(m, nn.Conv2d)):
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    assert torch.equal(block(x), x)
+    assert [type(m).__name__ for m in block.main] == [*("GroupNorm", "ELU", "Conv2d") * 2]
+    network = ResidualAutoencoder(1, 8, preactivation=True)
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 1, 28, 28)

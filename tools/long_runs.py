@@ -11,6 +11,7 @@ machine does.  bfloat16 pays where `lscpu` shows avx512_bf16 or amx_bf16, and on
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import torch
 
 from ncsn_core import checkpoints, training
 from ncsn_core.config import TrainingConfig, load_config
+
+sys.path.insert(0, str(Path(__file__).parent))
+import figure1
 
 CONSTANT: dict[str, Any] = {"rate_schedule": "constant", "log_every": 100, "checkpoint_every": 500}
 SMALL = {"image_size": 14, "channels": 8, "batch_size": 32, "steps": 20_000, "ema_decay": 0.995}
@@ -33,9 +37,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 SEEDS = 3
 
 
-def jobs() -> dict[str, TrainingConfig]:
+def jobs() -> dict[str, TrainingConfig | figure1.Figure1]:
     """The queue: what each run computes, by name, in the order of their importance."""
-    queue = {
+    queue: dict[str, TrainingConfig | figure1.Figure1] = {
         "mnist": load_config("mnist", "cpu", **CONSTANT, steps=60_000),
         "mnist_continuous": load_config(
             "mnist",
@@ -53,6 +57,9 @@ def jobs() -> dict[str, TrainingConfig]:
         for name, change in ABLATIONS.items():
             config = load_config("mnist", "cpu", **CONSTANT | SMALL | change, seed=seed)
             queue[f"ablations/{name}-{seed}"] = config
+    for seed in range(SEEDS):  # as in the code; one as in the paper follows
+        queue[f"figure1/post-{seed}"] = figure1.Figure1(seed)
+    queue["figure1/pre-0"] = figure1.Figure1(0, preactivation=True)
     return queue
 
 
@@ -81,7 +88,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where every run has a folder of its own")
     parser.add_argument("--precision", choices=[p for p in training.PRECISIONS if p != "auto"])
     parser.add_argument("--only", choices=queue, nargs="+", metavar="NAME", help="these alone")
-    parser.add_argument("--harvest", choices=queue, metavar="NAME", help="end this one")
+    ended = [name for name, job in queue.items() if isinstance(job, TrainingConfig)]
+    parser.add_argument("--harvest", choices=ended, metavar="NAME", help="end this one")
     parser.add_argument("--data-root", type=Path, help="where Fashion-MNIST is")
     parser.add_argument("--list", action="store_true", help="how far each has come, and no more")
     given = parser.parse_args()
@@ -99,6 +107,9 @@ def main() -> None:
         if steps_of(given.folder / name) >= config.steps:
             continue
         print(f"{name}: {config.steps:,} steps, {torch.get_num_threads()} thread(s)", flush=True)
+        if isinstance(config, figure1.Figure1):  # differentiated twice: always in float32
+            figure1.train(config, given.folder / name)
+            continue
         training.train(
             config, given.folder / name, precision=given.precision, data_root=given.data_root
         )
