@@ -147,7 +147,7 @@ def test_what_goes_back_fits():
 
     names = 200_000  # bytes for names, shapes and manifests
     assert size(gpu.load_config("mnist", "gpu")) + names < gpu.MOST_BYTES
-    assert sum(map(size, gpu.long_runs.jobs().values())) + 20 * names < gpu.MOST_BYTES
+    assert sum(map(size, gpu.long_runs.networks().values())) + 20 * names < gpu.MOST_BYTES
     assert 10_000 * 28 * 28 + names < gpu.MOST_BYTES
 
 

@@ -290,7 +290,7 @@ def samples(session: Session) -> None:
 
 def queue(session: Session) -> None:
     """One run after the other, as far as the time goes; one that fails is left out."""
-    jobs, done = long_runs.jobs(), []
+    jobs, done = long_runs.networks(), []
     if session.smoke:
         jobs = {name: replace(jobs[name], **TINY) for name in ("mnist", "ablations/no_norm-0")}
     for name, config in jobs.items():

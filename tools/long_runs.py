@@ -37,9 +37,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 SEEDS = 3
 
 
-def jobs() -> dict[str, TrainingConfig | figure1.Figure1]:
-    """The queue: what each run computes, by name, in the order of their importance."""
-    queue: dict[str, TrainingConfig | figure1.Figure1] = {
+def networks() -> dict[str, TrainingConfig]:
+    """The score networks of the queue, by name, in the order of their importance."""
+    queue = {
         "mnist": load_config("mnist", "cpu", **CONSTANT, steps=60_000),
         "mnist_continuous": load_config(
             "mnist",
@@ -57,10 +57,13 @@ def jobs() -> dict[str, TrainingConfig | figure1.Figure1]:
         for name, change in ABLATIONS.items():
             config = load_config("mnist", "cpu", **CONSTANT | SMALL | change, seed=seed)
             queue[f"ablations/{name}-{seed}"] = config
-    for seed in range(SEEDS):  # as in the code; one as in the paper follows
-        queue[f"figure1/post-{seed}"] = figure1.Figure1(seed)
-    queue["figure1/pre-0"] = figure1.Figure1(0, preactivation=True)
     return queue
+
+
+def jobs() -> dict[str, TrainingConfig | figure1.Figure1]:
+    """The queue: the networks, then Figure 1 with blocks as in the code and as in the paper."""
+    figures = {f"figure1/post-{seed}": figure1.Figure1(seed) for seed in range(SEEDS)}
+    return networks() | figures | {"figure1/pre-0": figure1.Figure1(0, preactivation=True)}
 
 
 def steps_of(folder: Path) -> int:
