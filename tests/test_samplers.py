@@ -215,6 +215,14 @@ def test_a_score_that_is_not_finite_stops_the_final_denoising_too():
         sample(score=score, denoise=True)
 
 
+def test_a_score_that_is_not_finite_is_told_with_its_level_and_step():
+    def score(x, sigma):
+        return torch.full_like(x, math.nan if float(sigma[0]) < float(LADDER[0]) else 0.0)
+
+    with pytest.raises(FloatingPointError, match=rf"level 2 of {len(LADDER)} .*, step 1;"):
+        sample(score=score)
+
+
 def test_a_step_that_is_too_large_is_noticed():
     """α > 4σ² diverges: from 0 to beyond float32 within 200 steps of factor 4."""
     with pytest.raises(FloatingPointError, match="a smaller epsilon may help"):

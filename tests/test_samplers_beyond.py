@@ -300,7 +300,9 @@ def test_a_flow_that_runs_off_to_infinity_is_given_up():
         solve_probability_flow(lambda x, sigma: (x / column(sigma, x)) ** 2, x, 1.0, 0.1)
 
 
-@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (math.nan, 1.0)])
+@pytest.mark.parametrize(
+    "ends", [(0.0, 1.0), (1.0, 0.0), (1.0, -0.5), (1.0, 1.0), (-1.0, 1.0), (math.nan, 1.0)]
+)
 def test_ends_must_be_two_noise_levels(ends):
     with pytest.raises(ValueError, match="two different positive"):
         solve_probability_flow(gaussian, torch.zeros(1, 1), *ends)
