@@ -467,3 +467,7 @@ def test_the_scorecard_fits_the_terminal(ledger):
     assert max(map(len, text.splitlines())) <= 110
     assert "within [−1.1, −0.9]" in text
     assert "02_second (not executed)" in text
+
+
+def test_two_standard_errors_of_a_mean():
+    assert claims.two_standard_errors(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 3**0.5)
