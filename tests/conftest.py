@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning_fabric  # noqa: F401  These three take seconds, which no test should pay for
+import lightning_fabric  # noqa: F401  These two take seconds, which no test should pay for
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
-import torchmetrics.image  # noqa: F401
 from hypothesis import settings
 from PIL import Image
 from torchvision import datasets

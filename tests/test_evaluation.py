@@ -1,5 +1,7 @@
 """Measurements against their definitions, computed a second time in NumPy."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -329,3 +331,35 @@ def test_impossible_neighbors_are_refused():
             nearest_neighbors(images, images, count=count)
     with without_type_checks(), pytest.raises(ValueError, match="one shape"):
         nearest_neighbors(images, torch.rand(3, 1, 4, 5))
+
+
+class Given(torch.nn.Module):
+    """The identity, in the form that torchmetrics expects of a network that computes features."""
+
+    num_features, input_img_size = 8, (8,)
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.slow
+def test_distances_are_those_of_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    draw = generator_for(0)
+    features = 1 + 2 * torch.randn(40, 8, generator=draw)
+    reference = torch.randn(60, 8, generator=draw)
+    fid = FrechetInceptionDistance(feature=Given(), normalize=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
+        kid = KernelInceptionDistance(feature=Given(), subsets=5, subset_size=20)
+    for metric in (fid, kid):
+        metric.update(reference.double(), real=True)
+        metric.update(features.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        expected = [float(value) for value in kid.compute()]
+    assert frechet_distance(features, reference) == pytest.approx(float(fid.compute()), rel=1e-9)
+    found = kernel_distance(features, reference, subsets=5, subset_size=20, seed=3)
+    assert found == pytest.approx(expected, rel=1e-9)

@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 
 from ncsn_core import checkpoints
 from ncsn_core.book.claims import METADATA_KEY
-from ncsn_core.book.ledger import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, number_text
+from ncsn_core.book.ledger import NOT_MEASURED, OUTCOMES, number_text
 from ncsn_core.book.plot import band_plot
 from ncsn_core.book.scorecard import Row, by_claim, status_of
 from ncsn_core.book.tree import BookError
@@ -98,9 +98,8 @@ def _count(wanted: str, book: Book, page: Path) -> str:
     statuses = [status_of(rows) for rows in by_claim(book.table).values()]
     if wanted == "all":
         return str(len(statuses))
-    known = (HOLDS, FAILS, UNDECIDED, NOT_MEASURED)
-    if wanted not in known:
-        raise BookError(f"{page}: claims are {', '.join(known)}; none are {wanted!r}")
+    if wanted not in OUTCOMES:
+        raise BookError(f"{page}: claims are {', '.join(OUTCOMES)}; none are {wanted!r}")
     return str(statuses.count(wanted))
 
 

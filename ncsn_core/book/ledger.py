@@ -18,6 +18,7 @@ KINDS = {
     "derived": "it follows from the paper, which does not state it",
 }
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "fails", "undecided", "not measured"
+OUTCOMES = (HOLDS, FAILS, UNDECIDED, NOT_MEASURED)
 INTERVALS = ("range", "two standard errors", "one standard error", "95 % confidence interval")
 
 
@@ -39,13 +40,12 @@ class Band:
         return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
 
     def judge(self, low: float, high: float) -> str:
-        """Return "holds", "fails", or "undecided" where an interval reaches across an end."""
+        """Return "holds", "fails", or "undecided" where a finite interval reaches across an end."""
         if self.contains(low) and self.contains(high):
             return HOLDS
         below = self.min is not None and high < self.min
         above = self.max is not None and low > self.max
-        outside = below or above or not (math.isfinite(low) and math.isfinite(high))
-        return FAILS if outside else UNDECIDED
+        return FAILS if below or above else UNDECIDED
 
     def __str__(self) -> str:
         if self.min is None:
@@ -223,9 +223,8 @@ def _measurement(row: dict[str, Any], where: str) -> Measurement:
     if band.min is not None and band.max is not None and band.min > band.max:
         raise LedgerError(f"{where}: min {band.min:g} is above max {band.max:g}")
     expected = row.get("expected", HOLDS)
-    known = (HOLDS, FAILS, UNDECIDED, NOT_MEASURED)
-    if expected not in known:
-        raise LedgerError(f"{where}: expected is one of {', '.join(known)}; got {expected!r}")
+    if expected not in OUTCOMES:
+        raise LedgerError(f"{where}: expected is one of {', '.join(OUTCOMES)}; got {expected!r}")
     interval = row.get("interval")
     if interval is not None and interval not in INTERVALS:
         raise LedgerError(f"{where}: interval is one of {', '.join(INTERVALS)}; got {interval!r}")
