@@ -67,10 +67,11 @@ quick: lint types ## lint, types and the fast tests, for the while of writing (o
 	$(call step,quick: the tests that start nothing and take seconds at most)
 	@$(ALONE) -n $(WORKERS) --dist loadfile -m 'not (slow or serial or $(APART))' --timeout=300 $(ARGS)
 
-lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; the workflows
+lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; directions of imports; the workflows
 	$(call step,lint: ruff and the workflows)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@mkdir -p _build && $(BIN)/lint-imports --no-cache > _build/imports.txt || { cat _build/imports.txt; exit 1; }
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/zizmor --offline --quiet .github
 

@@ -1,9 +1,9 @@
 """Folders of tensors that can be trusted: safetensors, a manifest with SHA-256 sums, no pickle.
 
 A *record* is a folder with `manifest.json` and the safetensors files that it names.  The manifest
-holds their hashes and its own.  Checkpoints
-and results bundles are records.  Files are written under new names first and the manifest is
-replaced last, in one step: a reader finds the old record or the new one and never half of each.
+holds their hashes and its own.  Checkpoints and results bundles are records.  Files are written
+under new names first and the manifest is replaced last, in one step: a reader finds the old record
+or the new one and never half of each.
 """
 
 import hashlib
@@ -14,29 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as dump_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
-from ncsn_core import provenance
 from ncsn_core.errors import CorruptFileError, NCSNError, UnknownNameError
 from ncsn_core.files import write_atomically
-from ncsn_core.networks import (
-    ContinuousScore,
-    DigitClassifier,
-    EnergyScore,
-    NoiseConditionalScore,
-    RefineNet,
-)
-from ncsn_core.schedules import geometric_ladder
+from ncsn_core.provenance import opened
 
-MODELS = Path(__file__).parent / "models"
-RESULTS = Path(__file__).parent / "results"
+FORMAT = 3  # of the manifests
 MANIFEST = "manifest.json"
-SESSION = ("commit", "device", "python", "versions", "precision", "fused", "processes")
+SESSION = ("commit", "device", "python", "versions", "precision", "compiled", "processes")
 TENSORS = re.compile(r"\w+-[0-9a-f]{12}\.safetensors")
 
 
@@ -122,72 +111,6 @@ class Record:
             raise CorruptFileError(f"{path.name} is not a safetensors file: {error}") from error
 
     @property
-    def sigmas(self) -> Float[Tensor, " levels"]:
-        """The noise ladder of an NCSN."""
-        try:
-            c = self.config
-            return geometric_ladder(c["sigma_first"], c["sigma_last"], c["levels"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._bad_configuration(error) from error
-
-    def score(
-        self,
-        device: torch.device | str = "cpu",
-        *,
-        autocast: torch.dtype | None = None,
-        fuse: bool = False,
-    ) -> NoiseConditionalScore:
-        """The trained score s_θ(x, σ) of an NCSN, in evaluation mode, with its averaged weights.
-
-        Args:
-            device: where it goes.
-            autocast: see `NoiseConditionalScore`.
-            fuse: compile the normalizations; repays itself over some hundred evaluations.  An
-                energy differentiates them in a way that cannot be compiled, and runs without.
-
-        Raises:
-            UnknownNameError: when this record is no NCSN.
-            CorruptFileError: when the weights do not fit the configuration.
-        """
-        self._expect("ncsn")
-        try:
-            with torch.device("meta"):  # whatever the sizes are, nothing is allocated for them
-                network = build_network(self.config)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise self._bad_configuration(error) from error
-        self._fill(network)
-        network.fuse_normalizations(fuse and self.config.get("parametrization") != "energy")
-        score = build_score(self.config, network, self.sigmas, autocast=autocast)
-        return score.to(device).eval().requires_grad_(False)
-
-    def classifier(self, device: torch.device | str = "cpu") -> DigitClassifier:
-        """The trained digit classifier, in evaluation mode.
-
-        Raises:
-            UnknownNameError: when this record is no classifier.
-            CorruptFileError: when the weights do not fit.
-        """
-        self._expect("classifier")
-        network = DigitClassifier()
-        self._fill(network)
-        return network.to(device).eval().requires_grad_(False)
-
-    def bundle(self, name: str) -> "Record":
-        """Results that were measured with this checkpoint.
-
-        Raises:
-            UnknownNameError: when there are none of that name.
-            CorruptFileError: when they were measured with other weights.
-        """
-        found = _named(f"results bundle of {self.name!r}", name, self.folder / "bundles")
-        if not self.has_weights(found.provenance.get("weights_sha256")):
-            raise CorruptFileError(
-                f"bundle {name!r} was measured with other weights than those of {self.name!r}; "
-                f"run notebooks/training/evaluate_ncsn.ipynb again"
-            )
-        return found
-
-    @property
     def weights_sha256(self) -> str:
         """SHA-256 of the file with the weights."""
         if "weights" not in self.manifest["files"]:
@@ -198,97 +121,17 @@ class Record:
         """Whether this is the SHA-256 of the weights, as they are or before they were rounded."""
         return sha256 in (self.weights_sha256, self.manifest.get("rounded_from", ""))
 
-    def _expect(self, kind: str) -> None:
-        if self.kind != kind:
-            raise UnknownNameError(f"checkpoint of kind {kind!r}", self.name, available(kind))
 
-    def _bad_configuration(self, error: Exception) -> CorruptFileError:
-        return CorruptFileError(f"the configuration of {self.name!r} describes no NCSN: {error!r}")
-
-    def _fill(self, network: nn.Module) -> None:
-        weights = {name: tensor.float() for name, tensor in self.tensors().items()}
-        try:
-            network.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
-            raise CorruptFileError(
-                f"the weights of {self.name!r} do not fit its configuration: {error}"
-            ) from error
-
-
-def build_network(config: Mapping[str, Any]) -> RefineNet:
-    """The RefineNet that a configuration describes, freshly initialized."""
-    return RefineNet(
-        config["channels"],
-        config["image_channels"],
-        config["image_size"],
-        config["levels"] if config.get("conditional", True) else 1,
-        keep_means=config["keep_means"],
-        normalize=config.get("normalize", True),
-    )
-
-
-def build_score(
-    config: Mapping[str, Any],
-    network: nn.Module,
-    sigmas: Float[Tensor, " levels"],
-    *,
-    autocast: torch.dtype | None = None,
-) -> NoiseConditionalScore:
-    """The score that a configuration makes of its network."""
-    parametrization = config.get("parametrization")
-    if parametrization == "continuous":
-        mean, std = config["data_mean"], config["data_std"]
-        return ContinuousScore(network, sigmas, data_mean=mean, data_std=std, autocast=autocast)
-    kind = EnergyScore if parametrization == "energy" else NoiseConditionalScore
-    conditional = config.get("conditional", True)
-    return kind(network, sigmas, conditional=conditional, autocast=autocast)
-
-
-def available(kind: str | None = None) -> tuple[str, ...]:
-    """Names of the records that ship with the package."""
-    names = sorted(p.parent.name for p in MODELS.glob(f"*/{MANIFEST}"))
-    return tuple(n for n in names if kind is None or _read(MODELS / n).kind == kind)
-
-
-def load(name_or_path: str | Path) -> Record:
-    """Open a shipped record by name, or any record by its folder.
-
-    Its tensors are verified when they are read.
+def load(folder: Path | str) -> Record:
+    """Open the record in a folder.  Its tensors are verified when they are read.
 
     Raises:
-        UnknownNameError: when there is no such record; the message lists the shipped ones.
+        NCSNError: when there is none.
         CorruptFileError: when the manifest cannot be read.
     """
-    for folder in (MODELS / name_or_path, Path(name_or_path)):
-        if (folder / MANIFEST).is_file():
-            return _read(folder)
-    raise UnknownNameError(
-        "checkpoint", name_or_path, available(), "A folder that holds a manifest.json works too"
-    )
-
-
-def results(name: str) -> Record:
-    """Measurements that ship with the package and belong to no checkpoint.
-
-    Each was written by a notebook of `notebooks/training/`, under this name.
-
-    Raises:
-        UnknownNameError: when there are none of that name; the message lists what there is.
-        CorruptFileError: when the manifest cannot be read.
-    """
-    return _named("results", name, RESULTS)
-
-
-def _named(kind: str, name: str, folder: Path) -> Record:
-    """One of a folder's records; the others are listed only where there is none of that name."""
-    inside = Path(name).name == name and name != ".."
-    if not inside or not (folder / name / MANIFEST).is_file():
-        known = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
-        raise UnknownNameError(kind, name, known)
-    return _read(folder / name)
-
-
-def _read(folder: Path) -> Record:
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise NCSNError(f"there is no record in {folder}: no file {MANIFEST}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -302,8 +145,27 @@ def _read(folder: Path) -> Record:
             f"the {MANIFEST} of record {folder.name!r} was altered: its content has another "
             f"SHA-256 than it says. Restore the file"
         )
-    provenance.opened(folder / MANIFEST)
-    return Record(folder, manifest)
+    opened(folder / MANIFEST)
+    return Record(folder, _in_todays_words(manifest))
+
+
+def _in_todays_words(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 2 with the names of format 3; to be removed at the first release."""
+    if manifest.get("format", 0) >= 3:
+        return manifest
+    renamed = {"sigma_first": "sigma_max", "sigma_last": "sigma_min", "fused": "compiled"}
+
+    def today(found: dict[str, Any]) -> dict[str, Any]:
+        return {renamed.get(name, name): value for name, value in found.items()}
+
+    manifest = {key: value for key, value in manifest.items() if key != "format"}
+    for part in ("config", "provenance"):
+        if part in manifest:
+            manifest[part] = today(manifest[part])
+    if "sessions" in manifest.get("provenance", {}):
+        manifest["provenance"]["sessions"] = [today(s) for s in manifest["provenance"]["sessions"]]
+    manifest = {"format": FORMAT, **manifest}
+    return manifest | {"sha256": manifest_sha256(manifest)}
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
@@ -393,7 +255,9 @@ def save(folder: Path | str, parts: Mapping[str, Mapping[str, Tensor]], **manife
             write_atomically(folder / name, raw)
             files[part] = {"name": name, "sha256": digest, "bytes": len(raw)}
         # As JSON gives it back, so that the record is the one that `load` will find.
-        content = json.loads(json.dumps({"format": 2, **manifest, "files": files}, allow_nan=False))
+        content = json.loads(
+            json.dumps({"format": FORMAT, **manifest, "files": files}, allow_nan=False)
+        )
         content["sha256"] = manifest_sha256(content)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_atomically(folder / MANIFEST, text.encode())

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ncsn_core import __version__, ranks
+import ncsn_core
 from ncsn_core.book.cli import book
-from ncsn_core.errors import NCSNError
+from ncsn_core.distributed import close, global_rank
+from ncsn_core.errors import LostProcessError, NCSNError
 
 if TYPE_CHECKING:
     import torch
-
-    from ncsn_core.networks import NoiseConditionalScore
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="ncsn")
+@click.version_option(ncsn_core.__version__, prog_name="ncsn")
 def cli() -> None:
     """Score-based generative modeling after Song & Ermon (2019).
 
@@ -100,12 +99,12 @@ def train(
 
     config = load_config(preset, profile, seed=seed, **parse_settings(settings))
     folder = folder or Path("runs") / f"{preset}-{profile}-{seed}"
-    from ncsn_core import training
+    from ncsn_core.training import train as train_network
 
-    record = training.train(
+    record = train_network(
         config, folder, device=device, precision=precision, download=download, minutes=minutes
     )
-    if ranks.index():
+    if global_rank():
         return
     step = record.manifest["step"]
     click.echo(f"{step:,} of {config.steps:,} steps in {folder}")
@@ -154,9 +153,9 @@ def train_classifier_command(
     dataset: str, folder: Path | None, epochs: int, seed: int, download: bool, device: str
 ) -> None:
     """Train a classifier whose features `ncsn evaluate` compares digits or garments in."""
-    from ncsn_core import training
-    from ncsn_core.classifiers import train_classifier
-    from ncsn_core.features import CLASSIFIERS
+    from ncsn_core.devices import pick_device
+    from ncsn_core.metrics.classifier import train_classifier
+    from ncsn_core.metrics.features import CLASSIFIERS
 
     folder = folder or Path("runs") / CLASSIFIERS[dataset]
     record = train_classifier(
@@ -164,7 +163,7 @@ def train_classifier_command(
         dataset=dataset,
         epochs=epochs,
         seed=seed,
-        device=str(training.pick_device(device)),
+        device=str(pick_device(device)),
         download=download,
     )
     click.echo(f"test accuracy {record.metrics['test_accuracy']:.2%}, kept in {folder}")
@@ -175,7 +174,9 @@ def train_classifier_command(
 @click.option("--count", default=25, show_default=True, type=click.IntRange(min=1))
 @click.option("--steps", default=100, show_default=True, help="Steps per level, Algorithm 1's T.")
 @click.option("--epsilon", default=2e-5, show_default=True, help="Algorithm 1's ε.")
-@click.option("--denoise/--no-denoise", default=True, show_default=True)
+@click.option(
+    "--denoise/--no-denoise", default=False, show_default=True, help="Finish with x + σ² s(x, σ)."
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option(
     "--out",
@@ -202,15 +203,15 @@ def sample(
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
-    from ncsn_core import checkpoints, training
-    from ncsn_core.generation import generate, to_bytes
+    import ncsn_core.generation as generation
+    from ncsn_core.data.datasets import to_bytes
+    from ncsn_core.devices import pick_device, preferred_autocast
+    from ncsn_core.pretrained import load
 
-    model = checkpoints.load(checkpoint)
-    target = training.pick_device(device)
-    score = model.score(target, autocast=preferred_autocast(target))
-    samples = generate(
+    target = pick_device(device)
+    score = load(checkpoint).score(target, autocast=preferred_autocast(target))
+    samples = generation.sample(
         score,
-        image_shape(score),
         count,
         seed=seed,
         epsilon=epsilon,
@@ -266,31 +267,32 @@ def evaluate(
     """
     import torch
 
-    from ncsn_core import checkpoints, data, training
+    import ncsn_core.generation as generation
     from ncsn_core.config import load_evaluation_budget
-    from ncsn_core.evaluation import measure
-    from ncsn_core.features import load_extractor
-    from ncsn_core.generation import generate
+    from ncsn_core.data.datasets import load_images
+    from ncsn_core.devices import pick_device, worth_compiling
+    from ncsn_core.metrics.features import load_extractor
+    from ncsn_core.metrics.images import measure
+    from ncsn_core.pretrained import load
 
-    model = checkpoints.load(checkpoint)
+    model = load(checkpoint)
     budget = load_evaluation_budget(profile)
-    target = training.pick_device(device)
+    target = pick_device(device)
     count = count or budget.samples
     calls = -(-count // budget.batch_size) * len(model.sigmas) * budget.steps_per_level
-    fuse = training.worth_compiling(target, calls)
+    compile = worth_compiling(target, calls)
     origin = f"{model.name}-{model.weights_sha256[:8]}"
     folder = folder or Path("runs") / f"samples-{origin}-{profile}-{epsilon:g}-{seed}"
-    score = model.score(target, autocast=_autocast_of(folder, target), fuse=fuse)
+    score = model.score(target, autocast=_autocast_of(folder, target), compile=compile)
     name, size = model.config["dataset"], model.config["image_size"]
     extractor = load_extractor(name, target, weights=inception_weights, download=download)
-    reference = data.load_images(name, download=download, size=size)
+    reference = load_images(name, download=download, size=size)
     if profile == "smoke":
         reference = reference[:2000]
-    held_out = data.load_images(name, "test", download=download, size=size)
+    held_out = load_images(name, "test", download=download, size=size)
 
-    samples = generate(
+    samples = generation.sample(
         score,
-        image_shape(score),
         count,
         seed=seed,
         batch_size=budget.batch_size,
@@ -298,7 +300,7 @@ def evaluate(
         steps_per_level=budget.steps_per_level,
         folder=folder,
     )
-    if ranks.index():
+    if global_rank():
         return
     noise = torch.rand(samples.shape, generator=torch.Generator().manual_seed(seed))
     sets = {"held-out images": held_out, "samples": samples, "uniform noise": noise}
@@ -333,7 +335,7 @@ def export(run: Path, destination: Path, half: bool) -> None:
     How the network of the book came to where it is:
         ncsn export runs/mnist ncsn_core/models/mnist --half
     """
-    from ncsn_core import checkpoints
+    import ncsn_core.checkpoints as checkpoints
 
     record = checkpoints.load(run)
     if destination.resolve() == record.folder.resolve():
@@ -348,15 +350,15 @@ def export(run: Path, destination: Path, half: bool) -> None:
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--preset", required=True, help="What it was trained on: mnist, cifar10, celeba.")
 @click.option("--image-size", type=int, help="In pixels.  [default: the preset's]")
-@click.option("--sigma-first", type=float, help="Largest noise.  [default: the preset's]")
-@click.option("--sigma-last", type=float, help="Smallest noise.  [default: the preset's]")
+@click.option("--sigma-max", type=float, help="Largest noise.  [default: the preset's]")
+@click.option("--sigma-min", type=float, help="Smallest noise.  [default: the preset's]")
 def convert(
     source: Path,
     destination: Path,
     preset: str,
     image_size: int | None,
-    sigma_first: float | None,
-    sigma_last: float | None,
+    sigma_max: float | None,
+    sigma_min: float | None,
 ) -> None:
     """Make a checkpoint of the authors' public code, SOURCE, one of ours, in DESTINATION.
 
@@ -375,8 +377,8 @@ def convert(
         destination,
         preset,
         image_size=image_size,
-        sigma_first=sigma_first,
-        sigma_last=sigma_last,
+        sigma_max=sigma_max,
+        sigma_min=sigma_min,
     )
     channels, levels = record.config["channels"], record.config["levels"]
     click.echo(f"{channels} channels, {levels} noise levels, in {destination}")
@@ -385,10 +387,10 @@ def convert(
 @cli.command()
 def models() -> None:
     """List the checkpoints that ship with the package, and verify them."""
-    from ncsn_core import checkpoints
+    from ncsn_core.pretrained import available, load
 
-    for name in checkpoints.available():
-        model = checkpoints.load(name)
+    for name in available():
+        model = load(name)
         for part in model.manifest["files"]:
             model.tensors(part)
         bundles = sorted(p.parent.name for p in model.folder.glob("bundles/*/manifest.json"))
@@ -399,18 +401,12 @@ def models() -> None:
             click.echo(f"  results {bundle}, verified")
 
 
-def preferred_autocast(device: "torch.device") -> "torch.dtype | None":
-    """The autocast type that training would pick for this hardware."""
-    from ncsn_core import training
-
-    return training.autocast_dtype(training.pick_precision("auto", device))
-
-
 def _autocast_of(folder: Path, device: "torch.device") -> "torch.dtype | None":
     """The autocast type of the samples in a folder; of new ones, what this hardware prefers."""
     import torch
 
-    from ncsn_core import checkpoints
+    import ncsn_core.checkpoints as checkpoints
+    from ncsn_core.devices import preferred_autocast
 
     if not (folder / checkpoints.MANIFEST).is_file():
         return preferred_autocast(device)
@@ -418,29 +414,27 @@ def _autocast_of(folder: Path, device: "torch.device") -> "torch.dtype | None":
     return kinds.get(checkpoints.load(folder).config.get("autocast", "None"))
 
 
-def image_shape(score: "NoiseConditionalScore") -> tuple[int, int, int]:
-    """Channels, height and width of what a score draws."""
-    from ncsn_core.networks import RefineNet
-
-    if not isinstance(score.network, RefineNet):
-        raise TypeError(f"only a RefineNet knows its shape; this is a {type(score.network)}")
-    return score.network.image_shape
-
-
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1."""
     try:
         code = cli(prog_name="ncsn", standalone_mode=False)
-        ranks.leave()
+        close()
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        if ranks.first_to_report():
-            click.echo("interrupted", err=True)
+        _say("interrupted")
         sys.exit(130)
-    except (NCSNError, ValueError, OSError) as error:
-        if ranks.first_to_report():
-            click.echo(f"ncsn: {error}", err=True)
+    except LostProcessError as error:  # any process may be the one that is gone
+        click.echo(f"ncsn: {error}", err=True)
         sys.exit(1)
+    except (NCSNError, ValueError, OSError) as error:
+        _say(f"ncsn: {error}")
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    """Print what goes wrong in every process, once."""
+    if global_rank() == 0:
+        click.echo(text, err=True)

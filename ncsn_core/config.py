@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jaxtyping import Float
-from torch import Tensor
 
+from ncsn_core._types import Ladder
 from ncsn_core.errors import UnknownNameError
 from ncsn_core.schedules import geometric_ladder
 
@@ -28,7 +27,7 @@ class TrainingConfig:
         preset, profile: where the values came from.
         dataset: name for `ncsn_core.data.load_images`.
         image_channels, image_size, channels, levels: see `ncsn_core.networks.RefineNet`.
-        sigma_first, sigma_last: ends of the geometric ladder.
+        sigma_max, sigma_min: ends of the geometric ladder.
         keep_means: the "++" of the normalization.
         normalize: False for a network without normalization, an ablation.
         conditional: whether the network is told the noise level; False is an ablation.
@@ -37,7 +36,7 @@ class TrainingConfig:
             is uniform between the ladder's ends.
         data_mean, data_std: of the pixels; a "continuous" network is preconditioned with them.
         objective: "denoising" (Eq. 6), or "sliced", see
-            `ncsn_core.objectives.multilevel_sliced_score_matching`.
+            `ncsn_core.objectives.sliced_score_matching_vr`.
         flip: random left-right flips.
         train_images: use this many images, the first ones; all when None.
         steps, batch_size: length of the run; images a step, over all devices together.
@@ -47,7 +46,7 @@ class TrainingConfig:
             line.  A run may be planned without them and get them with its last change of `steps`,
             so that nobody has to know at the start how long it will be.
         ema_decay: decay per step of the weights' exponential moving average, which the first steps
-            approach from below, see `ncsn_core.training.averaging_decay`; 0 for none.
+            approach from below, see `ema_decay_at`; 0 for none.
         gradient_clip: largest gradient norm; None for no clipping, as in the paper.
         weight_power: λ(σ) = σ^power.
         log_every, checkpoint_every: in steps; the second is a multiple of the first.
@@ -61,8 +60,8 @@ class TrainingConfig:
     image_size: int
     channels: int
     levels: int
-    sigma_first: float
-    sigma_last: float
+    sigma_max: float
+    sigma_min: float
     keep_means: bool = True
     normalize: bool = True
     conditional: bool = True
@@ -94,43 +93,50 @@ class TrainingConfig:
             value = getattr(self, field.name)
             if not _fits(value, field.type):
                 raise ValueError(f"{field.name} must be {_describe(field.type)}; got {value!r}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UnknownNameError(name, getattr(self, name), known)
+        self._check_ranges()
+        self._check_combinations()
+        geometric_ladder(self.sigma_max, self.sigma_min, self.levels)
+
+    def _check_ranges(self) -> None:
+        """What each number may be by itself."""
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "train_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        if not math.isfinite(self.weight_power):
-            raise ValueError(f"weight_power must be finite; got {self.weight_power}")
+        for name in ("weight_power", "data_mean"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite; got {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_clip", "data_std"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {value}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0; got {self.seed}")
+
+    def _check_combinations(self) -> None:
+        """What some settings require of others."""
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every must be a multiple of log_every; "
                 f"got {self.checkpoint_every} and {self.log_every}"
             )
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UnknownNameError(name, getattr(self, name), known)
         longest = self.steps if self.rate_schedule == "constant" else 0
         if not 0 <= self.decay_steps <= longest:
             raise ValueError(
                 f"decay_steps must be in [0, {longest}], at {self.steps} steps of a "
                 f"{self.rate_schedule} rate; got {self.decay_steps}"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}")
-        if self.parametrization == "continuous":
-            if self.objective == "sliced" or not self.conditional or self.levels < 2:
-                raise ValueError(
-                    "a continuous parametrization is trained by denoising, is told the noise level "
-                    "and has at least two levels"
-                )
-            if not math.isfinite(self.data_mean):
-                raise ValueError(f"data_mean must be finite; got {self.data_mean}")
-        for name in ("learning_rate", "gradient_clip", "data_std"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite; got {value}")
-        geometric_ladder(self.sigma_first, self.sigma_last, self.levels)
+        told = self.objective == "denoising" and self.conditional and self.levels > 1
+        if self.parametrization == "continuous" and not told:
+            raise ValueError(
+                "a continuous parametrization is trained by denoising, is told the noise level "
+                "and has at least two levels"
+            )
 
     @property
     def differentiates_twice(self) -> bool:
@@ -138,9 +144,29 @@ class TrainingConfig:
         return self.objective == "sliced" or self.parametrization == "energy"
 
     @property
-    def sigmas(self) -> Float[Tensor, " levels"]:
+    def sigmas(self) -> Ladder:
         """The noise levels."""
-        return geometric_ladder(self.sigma_first, self.sigma_last, self.levels)
+        return geometric_ladder(self.sigma_max, self.sigma_min, self.levels)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Adam's rate at a step, counted from 0.
+
+        Half a cosine down to zero, or constant and then down to zero in `decay_steps` (the
+        warmup-stable-decay schedule of Hu et al. 2024, without its warm-up).
+        """
+        if self.rate_schedule == "constant":
+            left = self.steps - step
+            return self.learning_rate * min(1.0, left / max(1, self.decay_steps))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def ema_decay_at(self, step: int) -> float:
+        """The moving average's decay at a step, counted from 0: min(decay, step / (step + 9)).
+
+        The average begins as the first weights, and a young one forgets quickly: its memory is a
+        tenth of the run until it is 1 / (1 − decay) steps long.  With 0.999 from the start, the
+        average after 300 steps would still be the first weights to three quarters.
+        """
+        return min(self.ema_decay, step / (step + 9))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -32,11 +32,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncsn_core import checkpoints, provenance
-from ncsn_core.checkpoints import Record, build_network
+import ncsn_core.checkpoints as checkpoints
+import ncsn_core.provenance as provenance
 from ncsn_core.config import load_config
 from ncsn_core.errors import CorruptFileError, NCSNError
-from ncsn_core.networks import RefineNet
+from ncsn_core.networks.build import build_network
+from ncsn_core.networks.refinenet import RefineNet
+from ncsn_core.pretrained import Model, model
 
 THIRDS = ("gamma", "alpha", "beta")  # of the authors' `embed.weight`, from left to right
 
@@ -47,9 +49,9 @@ def convert(
     preset: str,
     *,
     image_size: int | None = None,
-    sigma_first: float | None = None,
-    sigma_last: float | None = None,
-) -> Record:
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+) -> Model:
     """Write a checkpoint of the authors' code as a record, without running anything in it.
 
     What the file tells is read from it: channels, image channels, number of noise levels.  The
@@ -60,7 +62,7 @@ def convert(
         source: the authors' file.
         folder: where the record goes; must not hold one already.
         preset: the data that the network was trained on, see `ncsn_core.config.presets`.
-        image_size, sigma_first, sigma_last: when they are not the preset's.
+        image_size, sigma_max, sigma_min: when they are not the preset's.
 
     Raises:
         CorruptFileError: when `source` is no such checkpoint.
@@ -73,11 +75,11 @@ def convert(
     raw = source.read_bytes()
     state = read_state(raw, source.name)
     weights = from_authors(state)
-    given = {"image_size": image_size, "sigma_first": sigma_first, "sigma_last": sigma_last}
+    given = {"image_size": image_size, "sigma_max": sigma_max, "sigma_min": sigma_min}
     overrides = {name: value for name, value in given.items() if value is not None}
     config = configuration(network_size(state), preset, **overrides)
     origin = {"file": source.name, "sha256": hashlib.sha256(raw).hexdigest()}
-    return checkpoints.save(
+    record = checkpoints.save(
         folder,
         {"weights": weights},
         kind="ncsn",
@@ -87,6 +89,7 @@ def convert(
         history={},
         provenance={"commit": provenance.commit(), "converted_from": origin},
     )
+    return model(record)
 
 
 def read_state(raw: bytes, name: str) -> dict[str, Tensor]:
@@ -204,7 +207,7 @@ def configuration(size: dict[str, Any], preset: str, **overrides: Any) -> dict[s
             f"{expected}; name the preset that it was trained on"
         )
     known = load_config(preset, **size, **overrides).to_dict()
-    names = ("preset", "dataset", "image_size", "sigma_first", "sigma_last")
+    names = ("preset", "dataset", "image_size", "sigma_max", "sigma_min")
     config = {name: known[name] for name in names} | size | {"keep_means": True}
     with torch.device("meta"):
         build_network(config)  # refuses an impossible image size

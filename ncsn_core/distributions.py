@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Points = Float[Tensor, "batch dimension"]
-Values = Float[Tensor, " batch"]
-Sigma = float | Float[Tensor, " batch"]
+from ncsn_core._types import PerSample, Points
+
+Sigma = float | PerSample
 
 # Gauss's rule on one panel of a curve: positions in [−1, 1] and weights.
 POSITIONS, WEIGHTS = map(torch.from_numpy, np.polynomial.legendre.leggauss(40))
@@ -35,7 +35,7 @@ class Distribution(Protocol):
     def sample(self, count: int, generator: torch.Generator | None = None) -> Points:
         """Draw `count` independent points of p."""
 
-    def log_density(self, x: Points, sigma: Sigma = 0.0) -> Values:
+    def log_density(self, x: Points, sigma: Sigma = 0.0) -> PerSample:
         """log q_σ(x) [batch], in nats."""
 
     def score(self, x: Points, sigma: Sigma = 0.0) -> Points:
@@ -142,7 +142,7 @@ class GaussianMixture:
         """log w_k N(x; μ_k, Σ_k + σ²I), each component's share of the noised density."""
         return self._log_components(*self._standardized(x, sigma))
 
-    def log_density(self, x: Points, sigma: Sigma = 0.0) -> Values:
+    def log_density(self, x: Points, sigma: Sigma = 0.0) -> PerSample:
         """log q_σ(x) [batch], in nats; ValueError for σ = 0 where p has no density."""
         return self.log_components(x, sigma).logsumexp(-1)
 
@@ -207,7 +207,7 @@ class Curve:
         device = "cpu" if generator is None else generator.device
         return self.path(torch.rand(count, generator=generator, device=device))
 
-    def log_density(self, x: Points, sigma: Sigma = 0.0) -> Values:
+    def log_density(self, x: Points, sigma: Sigma = 0.0) -> PerSample:
         """log q_σ(x) [batch], in nats; ValueError for a σ below `smallest_sigma`."""
         exponents, variance, points = self._exponents(x, sigma)
         normalizer = 0.5 * points.shape[1] * (2 * math.pi * variance).log()
@@ -320,7 +320,7 @@ class Checkerboard:
         corner = torch.stack([2 * pair + row % 2, row], 1)
         return (corner + within) * (2 / self.squares) - 1
 
-    def log_density(self, x: Points, sigma: Sigma = 0.0) -> Values:
+    def log_density(self, x: Points, sigma: Sigma = 0.0) -> PerSample:
         """log q_σ(x) [batch], in nats; for σ = 0 it is −∞ outside the black squares."""
         if not isinstance(sigma, Tensor) and sigma == 0:
             return self._clean(x)
@@ -341,7 +341,7 @@ class Checkerboard:
         _variance(sigma, x, 0.0, "Checkerboard")
         return torch.func.grad(lambda y: self.log_density(y, sigma).sum())(x)
 
-    def _clean(self, x: Points) -> Values:
+    def _clean(self, x: Points) -> PerSample:
         cell = ((x + 1) * (self.squares / 2)).floor()
         black = ((cell.sum(1) % 2) == 0) & ((cell >= 0) & (cell < self.squares)).all(1)
         return x.new_full((len(x),), -math.log(2.0)).masked_fill(~black, -math.inf)
@@ -357,7 +357,7 @@ def _log_mass(low: Tensor, high: Tensor) -> Tensor:
 
 def _variance(
     sigma: Sigma, x: Points, smallest_variance: float, name: str, least: float = 0.0
-) -> Values:
+) -> PerSample:
     """σ² of each sample, [batch], after checking that q_σ has a density."""
     values = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if values.ndim and values.shape != x.shape[:1]:

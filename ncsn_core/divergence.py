@@ -16,12 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from ncsn_core.checks import require
+from ncsn_core._checks import check_finite, shape_checked
+from ncsn_core._types import Batch, Directions, PerSample, Score
 from ncsn_core.errors import UnknownNameError
 
-Score = Callable[[Tensor], Tensor]
-Batch = Float[Tensor, "batch *shape"]
-PerSample = Float[Tensor, " batch"]
 Projection = Literal["gaussian", "rademacher", "sphere"]
 TraceMethod = Literal["loop", "vmap", "forward"]
 Mode = Literal["forward", "reverse"]
@@ -77,10 +75,15 @@ def quadratic_form(
     Do not train a network that calls torch's own batch, instance or layer normalization in forward
     mode: the value is right, but the gradient of it is not (pytorch issue 196699).
     """
+    s, product = _product_in(mode)(score, x, v)
+    return s, (v * product).flatten(1).sum(1)
+
+
+def _product_in(mode: str) -> Callable[[Score, Batch, Batch], tuple[Batch, Batch]]:
+    """`jacobian_vector` or `vector_jacobian`, by the mode of differentiation."""
     if mode not in get_args(Mode):
         raise UnknownNameError("mode of differentiation", mode, get_args(Mode))
-    s, product = (jacobian_vector if mode == "forward" else vector_jacobian)(score, x, v)
-    return s, (v * product).flatten(1).sum(1)
+    return jacobian_vector if mode == "forward" else vector_jacobian
 
 
 def exact_divergence(
@@ -106,19 +109,8 @@ def exact_divergence(
         UnknownNameError: for another method.
         MemoryError: when the products need more than `memory_limit`; the message says how much.
     """
-    if method not in TRACE_METHODS:
-        raise UnknownNameError("way to compute a trace", method, TRACE_METHODS)
-    check_finite(x)
     dimension = math.prod(x.shape[1:])
-    at_once = 1 if method == "loop" else min(chunk or dimension, dimension)
-    needed = at_once * x.numel() * x.element_size()
-    if needed > memory_limit:
-        raise MemoryError(
-            f"{at_once:,} Jacobian products of {len(x):,} samples in {dimension:,} dimensions hold "
-            f"{needed / 2**30:.1f} GiB at once, more than the limit of "
-            f"{memory_limit / 2**30:.1f} GiB. Set chunk, take fewer samples, or estimate the trace "
-            f"with hutchinson_divergence"
-        )
+    _check_products(x, method, 1 if method == "loop" else chunk or dimension, memory_limit)
 
     def diagonal(i: Tensor, product: Tensor) -> Tensor:
         return (_basis(i, x) * product).flatten(1).sum(1)
@@ -138,6 +130,23 @@ def exact_divergence(
     return total
 
 
+def _check_products(x: Tensor, method: str, at_once: int, memory_limit: int) -> None:
+    """What `exact_divergence` raises before it computes anything."""
+    if method not in TRACE_METHODS:
+        raise UnknownNameError("way to compute a trace", method, TRACE_METHODS)
+    check_finite(x)
+    dimension = math.prod(x.shape[1:])
+    at_once = min(at_once, dimension)
+    needed = at_once * x.numel() * x.element_size()
+    if needed > memory_limit:
+        raise MemoryError(
+            f"{at_once:,} Jacobian products of {len(x):,} samples in {dimension:,} dimensions hold "
+            f"{needed / 2**30:.1f} GiB at once, more than the limit of "
+            f"{memory_limit / 2**30:.1f} GiB. Set chunk, take fewer samples, or estimate the trace "
+            f"with hutchinson_divergence"
+        )
+
+
 def hutchinson_divergence(
     score: Score,
     x: Batch,
@@ -145,7 +154,7 @@ def hutchinson_divergence(
     count: int = 1,
     kind: Projection = "gaussian",
     mode: Mode = "reverse",
-    v: Float[Tensor, "count batch *shape"] | None = None,
+    v: Directions | None = None,
     generator: torch.Generator | None = None,
 ) -> PerSample:
     """An unbiased estimate of tr J, the mean of vᵀ J v over random v (Hutchinson 1990).
@@ -190,7 +199,7 @@ def antisymmetry(
     x: Batch,
     *,
     count: int = 1,
-    v: Float[Tensor, "count batch *shape"] | None = None,
+    v: Directions | None = None,
     generator: torch.Generator | None = None,
 ) -> PerSample:
     """The antisymmetric share of J, ‖(J − Jᵀ)/2‖² / ‖J‖² (Frobenius), of each sample.
@@ -237,22 +246,6 @@ def _basis(i: Tensor, x: Batch) -> Batch:
     return direction.reshape(x.shape[1:]).expand_as(x)
 
 
-def shape_checked(score: Score) -> Score:
-    def checked(x: Tensor) -> Tensor:
-        s = score(x)
-        check_shape(s, x)
-        return s
-
-    return checked
-
-
-def check_shape(s: Tensor, x: Tensor) -> None:
-    if s.shape != x.shape:
-        raise ValueError(
-            f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
-        )
-
-
 def directions(
     x: Tensor,
     count: int,
@@ -271,15 +264,3 @@ def directions(
     if number < 1:
         raise ValueError(f"an estimate needs at least one projection; got {number}")
     return (projections(x, kind, generator) for _ in range(count)) if v is None else v
-
-
-def check_finite(x: Tensor) -> None:
-    finite = torch.isfinite(x).flatten(1).all(1)
-
-    def error() -> ValueError:
-        first = int((~finite).nonzero()[0, 0])
-        return ValueError(
-            f"sample {first} of the batch holds NaN or infinity: {x[first].tolist()}"[:300]
-        )
-
-    require(finite.all(), error)

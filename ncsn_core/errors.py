@@ -12,7 +12,8 @@ class UnknownNameError(NCSNError, ValueError):
 
     def __init__(self, kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
         listed = ", ".join(known) or "none"
-        super().__init__(f"unknown {kind} {str(name)!r}; known: {listed}{hint and '. ' + hint}")
+        ending = f". {hint}" if hint else ""
+        super().__init__(f"unknown {kind} {str(name)!r}; known: {listed}{ending}")
 
 
 class CorruptFileError(NCSNError):
@@ -29,3 +30,7 @@ class NonFiniteLossError(NCSNError, FloatingPointError):
 
 class UnwritableError(NCSNError, OSError):
     """A file or folder that cannot be written: a full disk, a missing permission."""
+
+
+class LostProcessError(NCSNError):
+    """Another of the processes that share the work has ended; every one that is left says so."""

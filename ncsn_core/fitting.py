@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncsn_core.errors import NonFiniteLossError
-from ncsn_core.networks import Ensemble
+from ncsn_core.networks.mlp import Ensemble
 
 
 def fit(

@@ -5,30 +5,69 @@ With a folder, every batch goes to disk when it is finished, and an interrupted 
 
 import hashlib
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ncsn_core import checkpoints, provenance, ranks
+import ncsn_core.checkpoints as checkpoints
+from ncsn_core.distributed import barrier, global_rank, lost_process_explained, world_size
 from ncsn_core.errors import CorruptFileError, NCSNError
 from ncsn_core.files import exclusive
-from ncsn_core.networks import NoiseConditionalScore
+from ncsn_core.networks.score import NoiseConditionalScore
+from ncsn_core.provenance import tensor_sha256
 from ncsn_core.randomness import generator_for
-from ncsn_core.samplers import State, annealed_langevin
+from ncsn_core.samplers.annealed import annealed_langevin
+from ncsn_core.samplers.state import State
 
 ADVICE = "The finished batches are kept: the same command draws the others"
+Key = tuple[int, int]
+"""Index and size of a batch.  One that is cut short by the count is no prefix of the whole one."""
 
 
-def generate(
+def draw_batch(
     score: NoiseConditionalScore,
-    image_shape: tuple[int, int, int],
-    count: int,
+    seed: int,
+    index: int,
+    size: int,
+    *,
+    epsilon: float = 2e-5,
+    steps_per_level: int = 100,
+    denoise: bool = False,
+    callback: Callable[[State], None] | None = None,
+) -> Float[Tensor, "{size} channel height width"]:
+    """One batch by annealed Langevin dynamics (Algorithm 1) from uniform noise in [0, 1].
+
+    A function of its arguments alone: everything is drawn from (seed, index).
+
+    Args:
+        score: a noise-conditional score; its device is used.
+        seed, index: which batch of which samples.
+        size: how many chains.
+        epsilon, steps_per_level, denoise, callback: see `ncsn_core.samplers.annealed_langevin`.
+    """
+    device = score.sigmas.device
+    generator = generator_for(seed, index, device=device)
+    return annealed_langevin(
+        score,
+        torch.rand(size, *score.image_shape, device=device, generator=generator),
+        score.sigmas,
+        epsilon=epsilon,
+        steps_per_level=steps_per_level,
+        denoise=denoise,
+        generator=generator,
+        callback=callback,
+    )
+
+
+def sample(
+    score: NoiseConditionalScore,
+    count: int = 16,
     *,
     seed: int = 0,
     batch_size: int = 100,
@@ -38,22 +77,19 @@ def generate(
     folder: Path | str | None = None,
     callback: Callable[[int, State], None] | None = None,
     progress: bool = True,
-) -> Float[Tensor, "count channel height width"]:
-    """Samples by annealed Langevin dynamics (Algorithm 1) from uniform noise in [0, 1].
+) -> Float[Tensor, "{count} channel height width"]:
+    """Samples by annealed Langevin dynamics, in the batches of `draw_batch`.
 
-    Batch b draws everything from (seed, b), so that drawing more samples later leaves the first
-    full batches as they are.
+    Drawing more samples later leaves the first full batches as they are.  With a `folder`, each is
+    written there as soon as it is finished.  The same call again reads the batches that it finds
+    and draws the others: the samples are those of a run that was never interrupted, bit for bit.  A
+    larger `count` goes on where a smaller one stopped.
 
-    With a `folder`, each batch is written there as soon as it is finished.  The same call again
-    reads the batches that it finds and draws the others: the samples are those of a run that was
-    never interrupted, bit for bit.  A larger `count` goes on where a smaller one stopped.
-
-    Under `torchrun` or `fabric run` the processes divide the batches; a folder that all of them see
-    is needed then, through which each gets what the others have drawn.
+    Under `torchrun` or `fabric run` each process draws its own batches; a folder that all of them
+    see is needed then, through which each gets what the others have drawn.
 
     Args:
         score: a noise-conditional score; its device is used.
-        image_shape: channels, height, width.
         count: how many samples; at least 1.
         seed: at least 0.
         batch_size: chains at a time.
@@ -76,90 +112,120 @@ def generate(
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"count and batch_size must be at least 1; got {count} and {batch_size}")
-    device = score.sigmas.device
-    samples = torch.empty(count, *image_shape)
-    drawn = [(b, samples[b * batch_size :][:batch_size]) for b in range(-(-count // batch_size))]
+    options: dict[str, Any] = {
+        "epsilon": epsilon,
+        "steps_per_level": steps_per_level,
+        "denoise": denoise,
+    }
+    firsts = range(0, count, batch_size)
+    wanted = [(index, min(batch_size, count - first)) for index, first in enumerate(firsts)]
+    evaluations = len(score.sigmas) * steps_per_level
+    with _store(score, {"seed": seed, "batch_size": batch_size, **options}, folder) as store:
+        samples = {batch: store[batch] for batch in wanted if batch in store}
+        mine = [batch for batch in wanted[global_rank() :: world_size()] if batch not in samples]
+        with tqdm(
+            total=len(mine) * evaluations,
+            unit="step",
+            desc="sampling",
+            disable=not progress or global_rank() > 0,
+        ) as bar:
+            for index, size in mine:
+                watch = _watch(bar, evaluations, index * batch_size, callback)
+                x = draw_batch(score, seed, index, size, callback=watch, **options).cpu()
+                samples[index, size] = store[index, size] = x
+        with lost_process_explained(ADVICE):
+            barrier()
+        return torch.cat([samples[b] if b in samples else store[b] for b in wanted])
+
+
+def _watch(
+    bar: tqdm, evaluations: int, first: int, callback: Callable[[int, State], None] | None
+) -> Callable[[State], None]:
+    """Move the bar at every update of a batch, and pass the state on."""
+    began, before = time.monotonic(), bar.n
+
+    def watch(state: State) -> None:
+        bar.update()
+        images = len(state.x) * (bar.n - before) / evaluations
+        speed = images / max(time.monotonic() - began, 1e-9)
+        bar.set_postfix_str(f"{speed:.3g} images/s", refresh=False)
+        if callback is not None:
+            callback(first, state)
+
+    return watch
+
+
+@contextmanager
+def _store(
+    score: NoiseConditionalScore, settings: dict[str, Any], folder: Path | str | None
+) -> Iterator["dict[Key, Tensor] | SampleFolder"]:
+    """Where the batches go: into memory, or into a folder that is this call's until it ends."""
     if folder is None:
-        if ranks.count() > 1:
+        if world_size() > 1:
             raise NCSNError("several processes pass their samples on through a folder: name one")
-        alone: AbstractContextManager[None] = nullcontext()
-    else:
-        folder = Path(folder).resolve()
-        settings = _settings(score) | {
-            "image_shape": list(image_shape),
-            "seed": seed,
-            "batch_size": batch_size,
-            "epsilon": epsilon,
-            "steps_per_level": steps_per_level,
-            "denoise": denoise,
-        }
-        if not ranks.index():
-            _is_ours(folder, settings)
-        alone = nullcontext() if ranks.index() else exclusive(folder, folder.glob("batch_*"))
-    with alone:
-        if folder is not None:
-            with ranks.explained(ADVICE):
-                if ranks.index():  # the first one makes the folder
-                    ranks.wait()
-                if not _is_ours(folder, settings):
-                    checkpoints.save(folder, {}, kind="samples", config=settings)
-                if not ranks.index():
-                    ranks.wait()
-        others = [pair for pair in drawn if pair[0] % ranks.count() != ranks.index()]
-        drawn = [pair for pair in drawn if pair[0] % ranks.count() == ranks.index()]
-        if folder is not None:
-            drawn = [(b, part) for b, part in drawn if not _read_batch(folder, b, part)]
-
-        evaluations = len(score.sigmas) * steps_per_level
-        began, updates = time.monotonic(), 0
-        total = len(drawn) * evaluations
-        quiet = not progress or ranks.index() > 0
-        with tqdm(total=total, unit="step", desc="sampling", disable=quiet) as bar:
-            for batch, part in drawn:
-                generator = generator_for(seed, batch, device=device)
-
-                def observe(state: State, first: int = batch * batch_size) -> None:
-                    nonlocal updates
-                    updates += len(state.x)
-                    speed = updates / evaluations / max(time.monotonic() - began, 1e-9)
-                    bar.set_postfix_str(f"{speed:.3g} images/s", refresh=False)
-                    bar.update()
-                    if callback is not None:
-                        callback(first, state)
-
-                start = torch.rand(part.shape, device=device, generator=generator)
-                end = annealed_langevin(
-                    score,
-                    start,
-                    score.sigmas,
-                    epsilon=epsilon,
-                    steps_per_level=steps_per_level,
-                    denoise=denoise,
-                    generator=generator,
-                    callback=observe,
-                )
-                part.copy_(end)
-                if folder is not None:
-                    checkpoints.save(
-                        _batch_folder(folder, batch, part), {"samples": {"x": part}}, kind="samples"
-                    )
-        with ranks.explained(ADVICE):
-            ranks.wait()
-        if folder is not None:
-            missing = [b for b, part in others if not _read_batch(folder, b, part)]
-            if missing:
-                raise NCSNError(
-                    f"batch {missing[0]}, which another process has drawn, is not in {folder}: the "
-                    f"processes do not see one folder"
-                )
-        return samples
+        yield {}
+        return
+    folder = Path(folder).resolve()
+    settings = _origin(score) | {"image_shape": list(score.image_shape)} | settings
+    if global_rank():
+        with lost_process_explained(ADVICE):
+            barrier()  # the first process makes the folder
+        yield SampleFolder(folder, settings)
+        return
+    _is_ours(folder, settings)
+    with exclusive(folder, folder.glob("batch_*")):
+        if not _is_ours(folder, settings):
+            checkpoints.save(folder, {}, kind="samples", config=settings)
+        with lost_process_explained(ADVICE):
+            barrier()
+        yield SampleFolder(folder, settings)
 
 
-def _settings(score: NoiseConditionalScore) -> dict[str, Any]:
+class SampleFolder:
+    """Batches of samples as records in a folder, by index and size.
+
+    Args:
+        folder: of samples of these settings.
+        settings: what they are a function of.
+
+    Raises:
+        NCSNError: when the folder holds something else.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        if not _is_ours(folder, settings):
+            raise NCSNError(f"{folder} holds no samples: the processes do not see one folder")
+        self.folder = folder
+
+    def _place(self, batch: Key) -> Path:
+        return self.folder / f"batch_{batch[0]:05d}_of_{batch[1]}"
+
+    def __contains__(self, batch: Key) -> bool:
+        return (self._place(batch) / checkpoints.MANIFEST).is_file()
+
+    def __getitem__(self, batch: Key) -> Tensor:
+        if batch not in self:
+            raise NCSNError(
+                f"batch {batch[0]}, which another process has drawn, is not in {self.folder}: the "
+                f"processes do not see one folder"
+            )
+        try:
+            return checkpoints.load(self._place(batch)).tensors("samples")["x"]
+        except (NCSNError, KeyError) as error:
+            raise CorruptFileError(
+                f"{self._place(batch)} holds a damaged batch of samples. Delete that folder and "
+                f"run again: the batch is then drawn anew"
+            ) from error
+
+    def __setitem__(self, batch: Key, x: Tensor) -> None:
+        checkpoints.save(self._place(batch), {"samples": {"x": x}}, kind="samples")
+
+
+def _origin(score: NoiseConditionalScore) -> dict[str, Any]:
     """What a score contributes to its samples."""
     weights = hashlib.sha256()
     for name, tensor in score.state_dict().items():
-        weights.update(f"{name} {provenance.tensor_sha256(tensor.float())}".encode())
+        weights.update(f"{name} {tensor_sha256(tensor.float())}".encode())
     return {
         "weights": weights.hexdigest(),
         "score": type(score).__name__,
@@ -191,97 +257,3 @@ def _is_ours(folder: Path, settings: dict[str, Any]) -> bool:
             f"Choose another folder, or delete that one"
         )
     return True
-
-
-def _batch_folder(folder: Path, batch: int, part: Tensor) -> Path:
-    """Its size belongs to the name: a batch cut short by `count` is no prefix of the whole one."""
-    return folder / f"batch_{batch:05d}_of_{len(part)}"
-
-
-def _read_batch(folder: Path, batch: int, part: Tensor) -> bool:
-    """Fill `part` from disk; False when the batch is not there."""
-    place = _batch_folder(folder, batch, part)
-    if not (place / checkpoints.MANIFEST).is_file():
-        return False
-    try:
-        x = checkpoints.load(place).tensors("samples")["x"]
-    except (NCSNError, KeyError) as error:
-        raise CorruptFileError(
-            f"{place} holds a damaged batch of samples. Delete that folder and run again: "
-            f"the batch is then drawn anew"
-        ) from error
-    part.copy_(x)
-    return True
-
-
-class Recorder:
-    """A callback for `generate` that keeps what the book shows of the chains, in little memory.
-
-    Args:
-        sigmas: the ladder.
-        steps_per_level: T.
-        dark: mask [channel, height, width] of pixels that are always black in the data.
-        chains: how many chains to keep whole, the first ones; at most a batch.
-        frames: about how many moments of these to keep for an animation; 0 keeps none.
-    """
-
-    def __init__(
-        self,
-        sigmas: Float[Tensor, " levels"],
-        steps_per_level: int,
-        dark: Bool[Tensor, "channel height width"],
-        *,
-        chains: int = 16,
-        frames: int = 60,
-    ) -> None:
-        self.steps = steps_per_level
-        self.levels = len(sigmas)
-        self.dark = dark
-        self.chains = chains
-        moments = min(frames, self.levels * self.steps)
-        self.moments = set(
-            torch.linspace(0, self.levels * self.steps - 1, moments).round().long().tolist()
-        )
-        self.ends: list[Tensor] = []
-        self.frames: list[Tensor] = []
-        self.dark_sums = torch.zeros(self.levels, 3, dtype=torch.float64)
-        self.ratio_sums = torch.zeros(self.levels, 2, dtype=torch.float64)
-
-    def __call__(self, first: int, state: State) -> None:
-        noise_norm = (state.alpha * state.x[0].numel()) ** 0.5
-        drift_norm = state.alpha / 2 * state.score.flatten(1).norm(dim=1)
-        self.ratio_sums[state.level, 0] += float((drift_norm / noise_norm).sum())
-        self.ratio_sums[state.level, 1] += len(state.x)
-
-        if state.step == self.steps - 1:
-            pixels = state.x[:, self.dark.to(state.x.device)].double()
-            sums = [float(pixels.sum()), float(pixels.square().sum()), float(pixels.numel())]
-            self.dark_sums[state.level] += torch.tensor(sums, dtype=torch.float64)
-            if first == 0:
-                self.ends.append(state.x[: self.chains].half().cpu())
-        if first == 0 and state.level * self.steps + state.step in self.moments:
-            self.frames.append(to_bytes(state.x[: self.chains]).cpu())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What was seen.
-
-        Returns:
-            ends: float16 [chains, levels, channel, height, width], the state after each level.
-            frames: uint8 [frames, chains, channel, height, width], unless none were kept.
-            dark_mean, dark_std: float32 [levels], over chains and dark pixels, after each level.
-            snr: float32 [levels], mean of ‖α/2 · s‖ / √(αD) over all chains and steps.
-        """
-        total, squares, count = self.dark_sums.unbind(1)
-        mean = total / count
-        frames = {"frames": torch.stack(self.frames)} if self.frames else {}
-        return frames | {
-            "ends": torch.stack(self.ends, dim=1),
-            "dark_mean": mean.float(),
-            "dark_std": (squares / count - mean**2).clamp(min=0).sqrt().float(),
-            "snr": (self.ratio_sums[:, 0] / self.ratio_sums[:, 1]).float(),
-        }
-
-
-def to_bytes(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """[0, 1] → uint8, rounded; what lies outside is clipped, as a screen would."""
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)

@@ -3,45 +3,61 @@
 All of them are estimates of ½ E‖s(x) − ∇ log p(x)‖² up to a constant, and differ in what they need
 to know: the score itself (explicit), the trace of a Jacobian (implicit), its products with random
 directions (sliced), two evaluations close by (finite differences), or noise (denoising).
+
+Those that train a noise-conditional score take σ, one per sample, as `ncsn_core.schedules` draws
+it: another law of σ, or another weight λ(σ), is another argument and not another loss.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from ncsn_core._checks import check_finite, check_per_sample, shape_checked
+from ncsn_core._types import Batch, Directions, NoiseConditional, PerSample, Score
 from ncsn_core.divergence import (
     MEMORY_LIMIT,
     Mode,
     Projection,
     TraceMethod,
-    check_finite,
     directions,
     exact_divergence,
     quadratic_form,
-    shape_checked,
 )
-from ncsn_core.schedules import loss_weight
+from ncsn_core.schedules import loss_weight, per_sample
 
-Score = Callable[[Tensor], Tensor]
-NoiseConditional = Callable[[Tensor, Tensor], Tensor]
-Batch = Float[Tensor, "batch *shape"]
-PerSample = Float[Tensor, " batch"]
-Directions = Float[Tensor, "count batch *shape"]
+Weight = Callable[[Tensor], Tensor]
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 
+def _checked(loss: Loss) -> Loss:
+    """Look at the points, the σ and the shape of the score's answers, so that no loss has to."""
+
+    @functools.wraps(loss)
+    def checked(score: Callable[..., Tensor], x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        check_finite(x)
+        sigma = options.get("sigma", arguments[0] if arguments else None)
+        if isinstance(sigma, Tensor | float | int):
+            check_per_sample(torch.as_tensor(sigma), x)
+        return loss(shape_checked(score), x, *arguments, **options)
+
+    return cast(Loss, checked)
+
+
+@_checked
 def explicit_score_matching(score: Score, x: Batch, target: Score) -> PerSample:
     """½ ‖s(x) − ∇ log p(x)‖², the Fisher divergence, when `target` knows ∇ log p (§2.1).
 
     Raises:
         ValueError: for a point that is not finite, or a score that changes the shape.
     """
-    check_finite(x)
-    return _half_square(shape_checked(score)(x) - shape_checked(target)(x))
+    return _half_square(score(x) - shape_checked(target)(x))
 
 
+@_checked
 def implicit_score_matching(
     score: Score,
     x: Batch,
@@ -61,10 +77,14 @@ def implicit_score_matching(
     return trace + _half_square(score(x))
 
 
+@_checked
 def sliced_score_matching(
-    score: Score,
+    score: Score | NoiseConditional,
     x: Batch,
+    sigma: PerSample | None = None,
     *,
+    noise: Batch | None = None,
+    weight: Weight = loss_weight,
     count: int = 1,
     kind: Projection = "gaussian",
     mode: Mode = "reverse",
@@ -77,30 +97,40 @@ def sliced_score_matching(
     that scale; a v of length 1 would divide the loss by D.
 
     Args:
-        score: maps a batch to a batch of the same shape, sample by sample.
+        score: maps a batch to a batch of the same shape, sample by sample; with `sigma` it maps
+            (x̃ `[batch, *shape]`, σ [batch]).
         x: data.
+        sigma: σ of each sample.  The loss is then λ(σ) times that of s(·, σ) at x̃ = x + σz, the
+            other way to train an NCSN (Song & Ermon 2019, §4.2): in expectation it is
+            `denoising_score_matching` minus λ(σ) D/(2σ²), which no network changes.
+        noise: z, in place of drawing it.
+        weight: λ, where there is a σ.
         count: number of directions per sample.
         kind: their law, see `ncsn_core.divergence.projections`.
         mode: see `ncsn_core.divergence.quadratic_form`.
         v: the directions, in place of drawing them.
-        generator: source of the directions, on the device of `x`.
+        generator: source of noise and directions, on the device of `x`.
 
     Raises:
-        ValueError: for a count below 1, directions of another shape, a point that is not finite,
-            a score that changes the shape.
+        ValueError: for a σ that is not one positive number per sample, a count below 1, directions
+            of another shape, a point that is not finite, a score that changes the shape.
     """
 
-    def loss(w: Tensor) -> Tensor:
-        s, form = quadratic_form(score, x, w, mode)
-        return form + 0.5 * (w * s).flatten(1).sum(1).square()
+    def loss(score: Score, x: Tensor, v: Tensor) -> Tensor:
+        s, form = quadratic_form(score, x, v, mode)
+        return form + 0.5 * (v * s).flatten(1).sum(1).square()
 
-    return _averaged(loss, x, count, kind, v, generator)
+    return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
+@_checked
 def sliced_score_matching_vr(
-    score: Score,
+    score: Score | NoiseConditional,
     x: Batch,
+    sigma: PerSample | None = None,
     *,
+    noise: Batch | None = None,
+    weight: Weight = loss_weight,
     count: int = 1,
     kind: Projection = "gaussian",
     mode: Mode = "reverse",
@@ -116,17 +146,21 @@ def sliced_score_matching_vr(
     Args and raises as for `sliced_score_matching`.
     """
 
-    def loss(w: Tensor) -> Tensor:
-        s, form = quadratic_form(score, x, w, mode)
+    def loss(score: Score, x: Tensor, v: Tensor) -> Tensor:
+        s, form = quadratic_form(score, x, v, mode)
         return form + _half_square(s)
 
-    return _averaged(loss, x, count, kind, v, generator)
+    return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
+@_checked
 def finite_difference_score_matching(
-    score: Score,
+    score: Score | NoiseConditional,
     x: Batch,
+    sigma: PerSample | None = None,
     *,
+    noise: Batch | None = None,
+    weight: Weight = loss_weight,
     step: float = 1e-2,
     count: int = 1,
     kind: Projection = "gaussian",
@@ -147,209 +181,100 @@ def finite_difference_score_matching(
     """
     if not step > 0:
         raise ValueError(f"the step of a finite difference must be positive; got {step}")
-    checked = shape_checked(score)
 
-    def loss(w: Tensor) -> Tensor:
-        ahead, behind = checked(x + step * w), checked(x - step * w)
-        form = (w * (ahead - behind)).flatten(1).sum(1) / (2 * step)
+    def loss(score: Score, x: Tensor, v: Tensor) -> Tensor:
+        ahead, behind = score(x + step * v), score(x - step * v)
+        form = (v * (ahead - behind)).flatten(1).sum(1) / (2 * step)
         return form + _half_square((ahead + behind) / 2)
 
-    return _averaged(loss, x, count, kind, v, generator)
+    return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
+@_checked
 def denoising_score_matching(
-    score: Score,
+    score: NoiseConditional,
     x: Batch,
-    sigma: float,
+    sigma: PerSample,
     *,
     noise: Batch | None = None,
+    weight: Weight = loss_weight,
     generator: torch.Generator | None = None,
 ) -> PerSample:
-    """½ ‖s(x̃) + (x̃ − x)/σ²‖² at x̃ = x + σz, z ~ N(0, I) (Vincent 2011; §2.1, Eq. 2).
+    """λ(σ) · ½ ‖s(x̃, σ) + (x̃ − x)/σ²‖² at x̃ = x + σz, z ~ N(0, I) (Vincent 2011; Eqs. 2, 5, 6).
 
     Its minimum is the score of the noised density q_σ and not that of p, and its value there is
-    not 0 but `denoising_floor`.
+    not 0 but λ(σ) `denoising_floor`.  With the paper's λ(σ) = σ², a network that always answers
+    zero scores D/2 in expectation, at every σ.
 
     Args:
-        score: maps a batch to a batch of the same shape.
+        score: maps (x̃ `[batch, *shape]`, σ [batch]) to a tensor like x̃; for one that takes no σ see
+            `ncsn_core.parametrizations.unconditional`.
         x: clean data.
-        sigma: σ.
+        sigma: σ of each sample; `ncsn_core.schedules.draw_levels` and `draw_log_uniform` draw it.
         noise: z, in place of drawing it.
+        weight: λ; `torch.ones_like` leaves the loss of Eq. 5.
         generator: source of z, on the device of `x`.
-
-    Raises:
-        ValueError: for a σ that is not positive, a point that is not finite, a score that changes
-            the shape.
-    """
-    if not sigma > 0:
-        raise ValueError(f"denoising needs a positive sigma; got {sigma}")
-    check_finite(x)
-    if noise is None:
-        noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
-    return _half_square(shape_checked(score)(x + sigma * noise) + noise / sigma)
-
-
-def denoising_floor(noised: Batch, sigma: float, target: Score) -> PerSample:
-    """½ (D/σ² − ‖∇ log q_σ(x̃)‖²), whose mean over x̃ ~ q_σ is the least denoising loss there is.
-
-    The loss of any score s is this floor plus ½ E‖s − ∇ log q_σ‖².
-
-    Args:
-        noised: x̃, drawn from q_σ.
-        sigma: σ.
-        target: ∇ log q_σ.
-
-    Raises:
-        ValueError: for a σ that is not positive, a point that is not finite, a target that changes
-            the shape.
-    """
-    if not sigma > 0:
-        raise ValueError(f"denoising needs a positive sigma; got {sigma}")
-    check_finite(noised)
-    dimension = math.prod(noised.shape[1:])
-    return 0.5 * dimension / sigma**2 - _half_square(shape_checked(target)(noised))
-
-
-def multilevel_denoising_score_matching(
-    score: NoiseConditional,
-    x: Float[Tensor, "batch *shape"],
-    sigmas: Float[Tensor, " levels"],
-    *,
-    levels: Int[Tensor, " batch"] | None = None,
-    noise: Float[Tensor, "batch *shape"] | None = None,
-    weight_power: float = 2.0,
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, " batch"]:
-    """Denoising score matching over all noise levels (Song & Ermon 2019, Eqs. 5 and 6).
-
-    For each sample, with z ~ N(0, I), a level σ drawn uniformly from the ladder and x̃ = x + σz,
-
-        λ(σ) · ½ ‖ s(x̃, σ) + (x̃ − x)/σ² ‖²  =  λ(σ) · ½ ‖ s(x̃, σ) + z/σ ‖²,    λ(σ) = σ^power.
-
-    A network that always answers zero scores D/2 in expectation when the power is 2.
-
-    Args:
-        score: maps (x̃ `[batch, *shape]`, σ [batch]) to a tensor like x̃.
-        x: clean data.
-        sigmas: the ladder; lives where `x` lives.
-        levels: index of each sample's noise level; drawn uniformly when not given.
-        noise: z; drawn from N(0, I) when not given.
-        weight_power: exponent of λ; 2 in the paper.
-        generator: source of what is drawn; on the device of `x`.
 
     Returns:
         The loss of each sample, summed over the D dimensions, not averaged.
 
     Raises:
-        ValueError: for a score that changes the shape.
+        ValueError: for a σ that is not one positive number per sample, a point that is not finite,
+            a score that changes the shape.
     """
-    sigma = _sigma_of(x, sigmas, levels, generator)
-    noised, target = _noised(x, sigma, noise, generator)
-    predicted = shape_checked(lambda y: score(y, sigma))(noised)
-    return loss_weight(sigma, weight_power) * _half_square(predicted + target)
+    z = _normal_like(x, generator) if noise is None else noise
+    column = per_sample(sigma, x)
+    return weight(sigma) * _half_square(score(x + column * z, sigma) + z / column)
 
 
-def continuous_denoising_score_matching(
-    score: NoiseConditional,
-    x: Float[Tensor, "batch *shape"],
-    ends: tuple[float, float],
-    *,
-    data_std: float,
-    sigma: PerSample | None = None,
-    noise: Float[Tensor, "batch *shape"] | None = None,
-    generator: torch.Generator | None = None,
-) -> PerSample:
-    """Denoising score matching over every σ between two ends (Karras et al. 2022, §5).
+@_checked
+def denoising_floor(score: NoiseConditional, x: Batch, sigma: PerSample) -> PerSample:
+    """½ (D/σ² − ‖∇ log q_σ(x̃)‖²), whose mean over x̃ ~ q_σ is the least denoising loss there is.
 
-    The loss of `multilevel_denoising_score_matching` with log σ uniform between the ends, and
-    λ(σ) = σ² (σ² + s²)/s², where s is the standard deviation of the data.  With σ² alone, as in the
-    ladder of the paper, levels far above s would count for nothing: there the best denoiser answers
-    with the data's mean, and what it gets wrong is of size s and not σ.  This λ makes it the mean
-    square of a preconditioned network's error, see `ncsn_core.networks.ContinuousScore`.
+    The loss of any score s with λ = 1 is this floor plus ½ E‖s − ∇ log q_σ‖².
 
     Args:
-        score: maps (x̃ `[batch, *shape]`, σ [batch]) to a tensor like x̃.
-        x: clean data.
-        ends: the largest and the smallest σ.
-        data_std: s, in the units of the data.
-        sigma: σ of each sample; drawn when not given.
-        noise: z; drawn from N(0, I) when not given.
-        generator: source of what is drawn; on the device of `x`.
+        score: ∇ log q_σ, maps (x̃, σ).
+        x: x̃, drawn from q_σ.
+        sigma: σ of each sample.
 
     Raises:
-        ValueError: unless first > last > 0 and data_std > 0, or for a score that changes the shape.
+        ValueError: as for `denoising_score_matching`.
     """
-    first, last = ends
-    if not (first > last > 0 and data_std > 0):
-        raise ValueError(
-            f"needs ends first > last > 0 and a positive data_std; got {ends} and {data_std}"
-        )
-    if sigma is None:
-        u = torch.rand(len(x), device=x.device, generator=generator)
-        sigma = last * (first / last) ** u
-    noised, target = _noised(x, sigma, noise, generator)
-    predicted = shape_checked(lambda y: score(y, sigma))(noised)
-    weight = sigma**2 * (sigma**2 + data_std**2) / data_std**2
-    return weight * _half_square(predicted + target)
-
-
-def multilevel_sliced_score_matching(
-    score: NoiseConditional,
-    x: Float[Tensor, "batch *shape"],
-    sigmas: Float[Tensor, " levels"],
-    *,
-    levels: Int[Tensor, " batch"] | None = None,
-    noise: Float[Tensor, "batch *shape"] | None = None,
-    v: Directions | None = None,
-    weight_power: float = 2.0,
-    mode: Mode = "reverse",
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, " batch"]:
-    """SSM-VR over all noise levels, the other way to train an NCSN (Song & Ermon 2019, §4.2).
-
-    λ(σ) · [vᵀ∇s(x̃, σ)v + ½ ‖s(x̃, σ)‖²] at x̃ = x + σz.  In expectation it is
-    `multilevel_denoising_score_matching` minus λ(σ) D/(2σ²), which no network changes.
-
-    Args and raises as for `multilevel_denoising_score_matching` and `sliced_score_matching_vr`.
-    """
-    sigma = _sigma_of(x, sigmas, levels, generator)
-    noised, _ = _noised(x, sigma, noise, generator)
-    loss = sliced_score_matching_vr(
-        lambda y: score(y, sigma), noised, v=v, mode=mode, generator=generator
-    )
-    return loss_weight(sigma, weight_power) * loss
-
-
-def _sigma_of(
-    x: Tensor, sigmas: Tensor, levels: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
-    """σ of each sample [batch], at the given levels or at some drawn uniformly."""
-    if levels is None:
-        levels = torch.randint(len(sigmas), (len(x),), device=x.device, generator=generator)
-    return sigmas[levels]
-
-
-def _noised(
-    x: Tensor, sigma: Tensor, noise: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """x̃ = x + σz and z/σ, each sample with its own σ; z is drawn when not given."""
-    if noise is None:
-        noise = torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
-    column = sigma.reshape(-1, *[1] * (x.ndim - 1))
-    return x + column * noise, noise / column
+    dimension = math.prod(x.shape[1:])
+    return 0.5 * dimension / sigma**2 - _half_square(score(x, sigma))
 
 
 def _half_square(s: Tensor) -> Tensor:
     return 0.5 * s.flatten(1).square().sum(1)
 
 
-def _averaged(
-    loss: Callable[[Tensor], Tensor],
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
+
+
+def _sliced(
+    loss: Callable[[Score, Tensor, Tensor], Tensor],
+    score: Callable[..., Tensor],
     x: Tensor,
+    sigma: Tensor | None,
+    noise: Tensor | None,
+    weight: Weight,
     count: int,
     kind: Projection,
     v: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The mean of a loss over the given directions, or over `count` new ones."""
-    return torch.stack([loss(w) for w in directions(x, count, kind, v, generator)]).mean(0)
+    """The mean of a loss over directions v, at the data or, given σ, at the noised data."""
+    at = score
+    if sigma is not None:
+        z = _normal_like(x, generator) if noise is None else noise
+        x = x + per_sample(sigma, x) * z
+        at = functools.partial(_with_sigma, score, sigma)
+    drawn = directions(x, count, kind, v, generator)
+    mean = torch.stack([loss(at, x, w) for w in drawn]).mean(0)
+    return mean if sigma is None else weight(sigma) * mean
+
+
+def _with_sigma(score: NoiseConditional, sigma: Tensor, x: Tensor) -> Tensor:
+    return score(x, sigma)

@@ -20,7 +20,7 @@ from hypothesis import settings
 from PIL import Image
 from torchvision import datasets
 
-from ncsn_core import checkpoints, cli, data, training
+from ncsn_core import checkpoints, cli, data, devices, networks, pretrained, training
 from ncsn_core.config import load_config
 from ncsn_core.data import load_images
 from ncsn_core.files import write_atomically
@@ -105,7 +105,7 @@ def few_images(mnist_train, monkeypatch):
 @pytest.fixture
 def ncsn(monkeypatch, capsys):
     """Run `ncsn ARGUMENTS`; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(training, "can_compile", lambda device: False)
+    monkeypatch.setattr(devices, "can_compile", lambda device: False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ncsn", *map(str, arguments)])
@@ -150,8 +150,8 @@ def run_training():
 def record(tmp_path):
     """An untrained NCSN of 2 channels in a folder, with weights and a training state."""
     config = load_config("mnist", "smoke", channels=2).to_dict()
-    weights = checkpoints.build_network(config).state_dict()
-    return checkpoints.save(
+    weights = networks.build_network(config).state_dict()
+    saved = checkpoints.save(
         tmp_path / "model",
         {"weights": weights, "state": {"averaged": torch.tensor(3)}},
         kind="ncsn",
@@ -160,6 +160,7 @@ def record(tmp_path):
         history={"step": [1, 2], "loss": [392.0, 391.5]},
         provenance={"seed": 0},
     )
+    return pretrained.model(saved)
 
 
 @pytest.fixture

@@ -122,8 +122,8 @@ def sample(folder: Path, count: int = 40) -> None:
     torch.manual_seed(0)
     network = RefineNet(2, 1, 8, levels=3)
     score = NoiseConditionalScore(network, geometric_ladder(1.0, 0.1, 3)).requires_grad_(False)
-    samples = generation.generate(
-        score, (1, 8, 8), count, batch_size=2, steps_per_level=3, folder=folder, progress=False
+    samples = generation.sample(
+        score, count, batch_size=2, steps_per_level=3, folder=folder, progress=False
     )
     checkpoints.save(folder.with_name("samples"), {"samples": {"x": samples}}, kind="samples")
 

@@ -11,6 +11,7 @@ from torch import nn
 from ncsn_core.distributions import GaussianMixture
 from ncsn_core.networks import MLP
 from ncsn_core.randomness import generator_for
+from ncsn_core.schedules import per_sample
 
 # Neither symmetric nor antisymmetric; its trace, 1, is not the sum of its entries, 18.
 MATRIX = torch.tensor([[1.0, 2.0, -1.0], [6.0, -3.0, 4.0], [1.0, 5.0, 3.0]], dtype=torch.float64)
@@ -37,18 +38,18 @@ def network(shape, seed=0):
     return nn.Sequential(nn.Flatten(), inner, nn.Unflatten(1, shape)).double()
 
 
+def one_level(x, sigma):
+    """The same σ for each sample of x, [batch]."""
+    return x.new_full(x.shape[:1], sigma)
+
+
 def points(batch, shape, seed=0, dtype=torch.float64):
     return torch.randn(batch, *shape, dtype=dtype, generator=generator_for(seed, 1))
 
 
-def column(sigma, x):
-    """σ of each sample, with as many dimensions as x."""
-    return sigma.reshape(-1, *[1] * (x.ndim - 1))
-
-
 def point_mass(x, sigma):
     """∇ log q_σ of data that is always 0: −x/σ²."""
-    return -x / column(sigma, x) ** 2
+    return -x / per_sample(sigma, x) ** 2
 
 
 @st.composite

@@ -7,7 +7,7 @@ import click
 import pytest
 import torch
 
-from ncsn_core import checkpoints, training
+from ncsn_core import pretrained
 from ncsn_core.book import bench, plain
 from ncsn_core.book.bench import Case, Path
 from ncsn_core.samplers import annealed_langevin
@@ -62,14 +62,14 @@ def test_losses_and_samples_of_both_paths_agree(precision, rounding):
 
 
 def test_a_wrong_step_would_not_agree(monkeypatch):
-    draws = training.draws
+    draw = bench.draw
 
-    def doubled(config, x, sigmas, generator):
-        drawn = draws(config, x, sigmas, generator)
-        return drawn | {"noise": 1.1 * drawn["noise"]}
+    def doubled(*arguments):
+        sigma, noise, v = draw(*arguments)
+        return sigma, 1.1 * noise, v
 
-    calls = iter([draws, doubled] * 3)  # the plain path draws first in every step
-    monkeypatch.setattr(training, "draws", lambda *a: next(calls)(*a))
+    calls = iter([draw, doubled] * 3)  # the plain path draws first in every step
+    monkeypatch.setattr(bench, "draw", lambda *a: next(calls)(*a))
     assert bench.agreement(EAGER, 3, CPU)["first"] > 0.01
 
 
@@ -118,7 +118,7 @@ def test_the_command_writes_the_numbers_and_a_plot(ncsn, tmp_path, result, monke
     assert code == 0, err
     assert asked == [("smoke", CPU, click.echo)]
     assert "the losses differ by" in said
-    record = checkpoints.load(out)
+    record = pretrained.load(out)
     assert record.metrics == json.loads(json.dumps(result[0]))
     assert record.metrics["kind"] == "cpu"
     assert record.provenance["profile"] == "smoke"

@@ -8,22 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_core import checkpoints
+from ncsn_core import pretrained
 from ncsn_core.book import gallery
 from ncsn_core.book.cards import card, results_card
 from ncsn_core.book.show import markdown_table
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
-NCSN = checkpoints.available("ncsn")
+NCSN = pretrained.available("ncsn")
 
 
 def test_a_table_has_a_line_for_each_row():
     assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-@pytest.mark.parametrize("name", checkpoints.available())
+@pytest.mark.parametrize("name", pretrained.available())
 def test_a_card_names_origin_and_hashes(name):
-    record = checkpoints.load(name)
+    record = pretrained.load(name)
     text = card(record)
     assert record.weights_sha256[:16] in text
     rounded = record.manifest.get("rounded_from")
@@ -33,7 +33,7 @@ def test_a_card_names_origin_and_hashes(name):
 
 
 def test_a_card_tells_from_which_step_on_a_run_was_computed_elsewhere():
-    record = checkpoints.load("mnist")
+    record = pretrained.load("mnist")
     first = record.sessions[0] | {"device": "a laptop", "precision": "32-true", "commit": "abc"}
     sessions = [
         first,
@@ -41,15 +41,15 @@ def test_a_card_tells_from_which_step_on_a_run_was_computed_elsewhere():
         first | {"from_step": 12_000, "device": "Tesla T4", "commit": "def"},
     ]
     manifest = record.manifest | {"provenance": record.provenance | {"sessions": sessions}}
-    text = card(checkpoints.Record(record.folder, manifest))
+    text = card(pretrained.Model(record.folder, manifest))
     assert "| device | a laptop; from step 12,000: Tesla T4 |" in text
     assert "| commit | abc; from step 4,000: def |" in text
     assert "| precision | 32-true |" in text
 
 
 def test_several_cards_stand_side_by_side():
-    names = checkpoints.available("classifier")
-    lines = card(*[checkpoints.load(name) for name in names]).splitlines()
+    names = pretrained.available("classifier")
+    lines = card(*[pretrained.load(name) for name in names]).splitlines()
     assert lines[0] == f"|  | {' | '.join(names)} |"
     data = next(line for line in lines if line.startswith("| data |"))
     assert data == "| data | mnist | fashion_mnist |"
@@ -59,9 +59,9 @@ def test_a_card_says_what_sets_a_variant_apart(record):
     manifest = record.manifest | {
         "step": 3,
         "config": record.config | {"parametrization": "energy", "objective": "sliced"},
-        "provenance": checkpoints.load("mnist").provenance,
+        "provenance": pretrained.load("mnist").provenance,
     }
-    text = card(checkpoints.Record(record.folder, manifest))
+    text = card(pretrained.Model(record.folder, manifest))
     assert "parameters; the gradient of an energy |" in text
     assert "sliced, 3 steps" in text
 
@@ -71,9 +71,9 @@ def test_a_card_says_what_a_run_started_from_and_that_nothing_was_averaged(recor
     manifest = record.manifest | {
         "step": 3,
         "config": record.config | {"ema_decay": 0.0},
-        "provenance": checkpoints.load("mnist").provenance | {"started_from": start},
+        "provenance": pretrained.load("mnist").provenance | {"started_from": start},
     }
-    text = card(checkpoints.Record(record.folder, manifest))
+    text = card(pretrained.Model(record.folder, manifest))
     origin = "the weights `abababababababab…` of the run first, 12,000 steps, commit abc123"
     assert f"| started from | {origin} |" in text
     assert "last weights, not averaged |" in text
@@ -84,24 +84,24 @@ def test_a_card_says_what_a_run_started_from_and_that_nothing_was_averaged(recor
     ("seconds", "text"), [(89.0, "89 s"), (90.0, "2 min"), (5399.0, "90 min"), (5400.0, "1.5 h")]
 )
 def test_a_card_names_the_time_in_a_unit_that_fits(seconds, text):
-    record = checkpoints.load(checkpoints.available("classifier")[0])
+    record = pretrained.load(pretrained.available("classifier")[0])
     manifest = record.manifest | {"provenance": record.provenance | {"seconds": seconds}}
-    assert f"| time | {text} |" in card(checkpoints.Record(record.folder, manifest))
+    assert f"| time | {text} |" in card(pretrained.Model(record.folder, manifest))
 
 
 def test_a_card_says_that_a_network_knows_every_noise_level():
-    text = card(checkpoints.load("mnist14_continuous"))
+    text = card(pretrained.load("mnist14_continuous"))
     assert "at every noise level between the ends, preconditioned" in text
     assert "from 8 to 0.01" in text
 
 
 def test_results_need_a_bundle():
     with pytest.raises(ValueError, match="no results bundles"):
-        results_card(checkpoints.load(NCSN[0]), [])
+        results_card(pretrained.load(NCSN[0]), [])
 
 
 def test_results_stand_beside_floor_and_ceiling_with_their_count():
-    model = checkpoints.load("mnist")
+    model = pretrained.load("mnist")
     bundle = model.bundle(gallery.BUNDLE)
     text = results_card(model, [bundle])
     assert "floor" in text
@@ -128,7 +128,7 @@ def test_the_animation_ends_on_the_last_moment():
 
 def test_the_front_page_shows_the_shipped_network():
     expected = gallery.sample_sheet(
-        checkpoints.load("mnist").bundle(gallery.BUNDLE).tensors("results")["samples"]
+        pretrained.load("mnist").bundle(gallery.BUNDLE).tensors("results")["samples"]
     )
     with Image.open(STATIC / "mnist_samples.png") as shown:
         assert np.array_equal(np.asarray(shown.convert("L")), np.asarray(expected)), (

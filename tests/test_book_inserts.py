@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from ncsn_core import checkpoints
+from ncsn_core import checkpoints, pretrained
 from ncsn_core.book import claims, inserts, scorecard
 from ncsn_core.book.inserts import Book, fill
 from ncsn_core.book.ledger import Band, Claim, Measurement
@@ -121,7 +121,7 @@ def promises(tmp_path, monkeypatch):
         "determinism of sampling, bf16-mixed, eager": {"again": True, "threads": 0.0123},
     }
     checkpoints.save(tmp_path / "results" / "promises", {}, kind="bundle", metrics=metrics)
-    monkeypatch.setattr(checkpoints, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pretrained, "RESULTS", tmp_path / "results")
 
 
 def test_what_stress_has_measured_is_filled_in(book, promises):

@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from ncsn_core import checkpoints
-from ncsn_core.checkpoints import MANIFEST, RESULTS
+from ncsn_core import checkpoints, networks, pretrained
+from ncsn_core.checkpoints import MANIFEST
 from ncsn_core.errors import CorruptFileError, NCSNError, UnknownNameError
-from ncsn_core.networks import DigitClassifier, RefineNet
+from ncsn_core.metrics.classifier import Classifier
+from ncsn_core.networks import RefineNet
+from ncsn_core.pretrained import RESULTS
 from ncsn_core.schedules import geometric_ladder
 
 OLD = {"weights": {"a": torch.arange(6.0).reshape(2, 3)}}
@@ -37,7 +40,7 @@ def edit_manifest(folder, change):
 
 
 def holds_old_record(folder):
-    record = checkpoints.load(folder)
+    record = pretrained.load(folder)
     return record.manifest["step"] == 1 and torch.equal(record.tensors()["a"], OLD["weights"]["a"])
 
 
@@ -50,7 +53,7 @@ def holds_old_record(folder):
 def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
     tensors = {"x": torch.randint(2, (3, 4)).to(dtype), "scalar": torch.ones((), dtype=dtype)}
     checkpoints.save(tmp_path / "r", {"weights": tensors}, kind="bundle")
-    back = checkpoints.load(tmp_path / "r").tensors()
+    back = pretrained.load(tmp_path / "r").tensors()
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert back[name].dtype == dtype
@@ -58,7 +61,7 @@ def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
 
 
 def test_a_record_remembers_what_is_known_about_it(record):
-    found = checkpoints.load(record.folder)
+    found = pretrained.load(record.folder)
     assert found == record
     assert (found.name, found.kind) == ("model", "ncsn")
     assert found.config["channels"] == 2
@@ -81,8 +84,8 @@ def test_loading_a_path_as_text(folder):
 
 
 def test_score_is_the_network_with_the_saved_weights(record):
-    score = checkpoints.load(record.folder).score()
-    network = checkpoints.build_network(record.config)
+    score = pretrained.load(record.folder).score()
+    network = networks.build_network(record.config)
     network.load_state_dict(record.tensors())
     x, sigma = torch.rand(2, 1, 28, 28), geometric_ladder()[[0, 9]]
     with torch.no_grad():
@@ -96,34 +99,80 @@ def test_half_precision_weights_are_computed_with_in_float32(record):
     half = {name: tensor.bfloat16() for name, tensor in record.tensors().items()}
     manifest = {k: v for k, v in record.manifest.items() if k not in ("files", "format")}
     small = checkpoints.save(record.folder, {"weights": half}, **manifest)
-    assert {p.dtype for p in small.score().parameters()} == {torch.float32}
+    assert {p.dtype for p in pretrained.model(small).score().parameters()} == {torch.float32}
 
 
 def test_normalizations_are_compiled_on_demand_and_never_for_an_energy(monkeypatch):
     asked = []
-    monkeypatch.setattr(RefineNet, "fuse_normalizations", lambda _, fused: asked.append(fused))
-    record = checkpoints.load("mnist14_ncsn")
+    monkeypatch.setattr(
+        RefineNet, "compile_normalizations", lambda _, compiled: asked.append(compiled)
+    )
+    record = pretrained.load("mnist14_ncsn")
     record.score()
-    record.score(fuse=True)
-    checkpoints.load("mnist14_energy").score(fuse=True)
-    checkpoints.load("mnist14_continuous").score(fuse=True)
+    record.score(compile=True)
+    pretrained.load("mnist14_energy").score(compile=True)
+    pretrained.load("mnist14_continuous").score(compile=True)
     assert asked == [False, True, False, True]
 
 
 def test_a_manifest_names_its_format(tmp_path):
     record = checkpoints.save(tmp_path / "r", OLD, kind="bundle")
-    assert record.manifest["format"] == 2
+    assert record.manifest["format"] == 3
+
+
+def in_format_2(folder):
+    """Write a record's manifest as it was before some names changed."""
+    old = {"sigma_max": "sigma_first", "sigma_min": "sigma_last", "compiled": "fused"}
+    manifest = json.loads((folder / MANIFEST).read_text())
+
+    def renamed(found):
+        return {old.get(name, name): value for name, value in found.items()}
+
+    manifest["config"] = renamed(manifest["config"])
+    manifest["provenance"] = renamed(manifest["provenance"])
+    sessions = manifest["provenance"].get("sessions", [])
+    if sessions:
+        manifest["provenance"]["sessions"] = [renamed(session) for session in sessions]
+    manifest["format"] = 2
+    manifest["sha256"] = checkpoints.manifest_sha256(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return manifest
+
+
+@pytest.mark.parametrize("name", ["mnist14_ncsn", "mnist14_energy", "mnist14_continuous"])
+def test_a_network_of_format_2_answers_as_today(tmp_path, name):
+    folder = shutil.copytree(pretrained.MODELS / name, tmp_path / name)
+    assert "sigma_first" in in_format_2(folder)["config"]
+    old, new = pretrained.load(folder), pretrained.load(name)
+    assert old.manifest == new.manifest
+    x = torch.rand(2, 1, 14, 14)
+    scores = [model.score()(x, model.sigmas[[0, -1]]) for model in (old, new)]
+    assert torch.equal(*scores)
+
+
+def test_an_unfinished_run_of_format_2_goes_on_as_one_of_today(
+    tmp_path, tiny_config, run_training, few_images
+):
+    config = tiny_config(steps=4, image_size=14)
+    whole = run_training(config, tmp_path / "whole")
+    run_training(config, tmp_path / "old", minutes=0.0)
+    assert "fused" in in_format_2(tmp_path / "old")["provenance"]["sessions"][0]
+    old = run_training(config, tmp_path / "old")
+    assert old.weights_sha256 == whole.weights_sha256
+    assert old.history == whole.history
+    assert old.sessions == whole.sessions
+    assert json.loads((tmp_path / "old" / MANIFEST).read_text())["format"] == 3
 
 
 def test_classifier_is_the_network_with_the_saved_weights(tmp_path):
-    network = DigitClassifier().eval()
+    network = Classifier().eval()
     saved = checkpoints.save(
         tmp_path / "digits", {"weights": network.state_dict()}, kind="classifier"
     )
     x = torch.rand(2, 1, 28, 28)
     with torch.no_grad():
-        assert torch.equal(saved.classifier()(x), network(x))
-    assert not saved.classifier().training
+        assert torch.equal(pretrained.model(saved).classifier()(x), network(x))
+    assert not pretrained.model(saved).classifier().training
 
 
 def test_no_pickle(record):
@@ -146,7 +195,7 @@ def test_an_odd_number_cannot_be_written_as_json(tmp_path):
 
 def test_a_new_record_replaces_the_old_one_and_its_files(folder):
     checkpoints.save(folder, NEW, kind="bundle", step=2)
-    record = checkpoints.load(folder)
+    record = pretrained.load(folder)
     assert record.manifest["step"] == 2
     assert record.tensors().keys() == {"a"}
     listed = {entry["name"] for entry in record.manifest["files"].values()}
@@ -160,7 +209,7 @@ def test_saving_the_same_again_changes_nothing(folder):
 
 
 def test_only_what_the_old_manifest_lists_is_deleted(folder):
-    old = weights_file(checkpoints.load(folder))
+    old = weights_file(pretrained.load(folder))
     mine = [folder / "mine.safetensors", folder / "weights-0123456789ab.safetensors"]
     for path in mine:
         path.write_bytes(b"mine")
@@ -210,7 +259,7 @@ def test_hidden_files_and_a_save_that_was_killed_are_in_nobodys_way(tmp_path):
     (tmp_path / ".DS_Store").write_bytes(b"")
     (tmp_path / "weights-0123456789ab.safetensors").write_bytes(b"of a killed process")
     checkpoints.save(tmp_path, OLD, kind="bundle")
-    assert checkpoints.load(tmp_path).tensors().keys() == {"a"}
+    assert pretrained.load(tmp_path).tensors().keys() == {"a"}
 
 
 @pytest.mark.parametrize("crash_at", ["weights", "state", MANIFEST])
@@ -261,17 +310,17 @@ def test_a_flipped_bit_is_noticed(record, position):
     raw[position] ^= 1
     path.write_bytes(raw)
     with pytest.raises(CorruptFileError, match=rf"{path.name} of record 'model' is truncated or a"):
-        checkpoints.load(record.folder).score()
+        pretrained.load(record.folder).score()
 
 
 def test_a_number_that_changes_in_the_manifest_is_noticed(record):
     """The ladder, say, which would otherwise be another one without a word."""
     path = record.folder / MANIFEST
     text = path.read_text(encoding="utf-8")
-    assert text.count('"sigma_first": 1.0') == 1
-    path.write_text(text.replace('"sigma_first": 1.0', '"sigma_first": 9.0'), encoding="utf-8")
+    assert text.count('"sigma_max": 1.0') == 1
+    path.write_text(text.replace('"sigma_max": 1.0', '"sigma_max": 9.0'), encoding="utf-8")
     with pytest.raises(CorruptFileError, match="was altered"):
-        checkpoints.load(record.folder)
+        pretrained.load(record.folder)
 
 
 @pytest.mark.parametrize("kept", [0, 7, 1000, -1])
@@ -279,13 +328,13 @@ def test_a_truncated_file_is_noticed(record, kept):
     path = weights_file(record)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CorruptFileError, match=r"truncated or altered: .* bytes"):
-        checkpoints.load(record.folder).tensors()
+        pretrained.load(record.folder).tensors()
 
 
 def test_a_missing_file_is_named(record):
     weights_file(record).unlink()
     with pytest.raises(CorruptFileError, match=f"{weights_file(record).name} .* cannot be read"):
-        checkpoints.load(record.folder).tensors()
+        pretrained.load(record.folder).tensors()
 
 
 def test_a_file_that_is_not_safetensors(record):
@@ -295,7 +344,7 @@ def test_a_file_that_is_not_safetensors(record):
     digest = checkpoints.hashlib.sha256(b"not tensors at all").hexdigest()
     edit_manifest(record.folder, lambda m: m["files"]["weights"].update(sha256=digest))
     with pytest.raises(CorruptFileError, match="not a safetensors file"):
-        checkpoints.load(record.folder).tensors()
+        pretrained.load(record.folder).tensors()
 
 
 @pytest.mark.parametrize(
@@ -316,7 +365,7 @@ def test_a_file_that_is_not_safetensors(record):
 def test_a_damaged_manifest(folder, text):
     (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CorruptFileError, match=r"manifest\.json of record 'record'"):
-        checkpoints.load(folder)
+        pretrained.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -326,22 +375,22 @@ def test_a_damaged_manifest(folder, text):
         lambda m: m["files"]["weights"].pop("sha256"),
         lambda m: m["files"].update(weights="weights.safetensors"),
         lambda m: m["config"].pop("channels"),
-        lambda m: m["config"].pop("sigma_last"),
+        lambda m: m["config"].pop("sigma_min"),
         lambda m: m.pop("config"),
     ],
-    ids=["no name", "no hash", "no entry", "no channels", "no sigma_last", "no config"],
+    ids=["no name", "no hash", "no entry", "no channels", "no sigma_min", "no config"],
 )
 def test_an_incomplete_manifest_is_corrupt_and_not_a_key_error(record, change):
     edit_manifest(record.folder, change)
     with pytest.raises(CorruptFileError, match="model"):
-        checkpoints.load(record.folder).score()
+        pretrained.load(record.folder).score()
 
 
 @pytest.mark.parametrize("change", [{"channels": 3}, {"keep_means": False}, {"levels": 9}])
 def test_weights_that_do_not_fit_the_configuration(record, change):
     edit_manifest(record.folder, lambda m: m["config"].update(change))
     with pytest.raises(CorruptFileError, match="weights of 'model' do not fit its configuration"):
-        checkpoints.load(record.folder).score()
+        pretrained.load(record.folder).score()
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -350,10 +399,10 @@ def test_weights_that_do_not_fit_the_configuration(record, change):
 @pytest.mark.parametrize("name", ["mnits", "no/such/folder"])
 def test_an_unknown_checkpoint_lists_the_shipped_ones(name):
     with pytest.raises(UnknownNameError) as caught:
-        checkpoints.load(name)
+        pretrained.load(name)
     message = str(caught.value)
     assert f"unknown checkpoint '{name}'; known: " in message
-    assert all(shipped in message for shipped in checkpoints.available())
+    assert all(shipped in message for shipped in pretrained.available())
     assert "manifest.json" in message
 
 
@@ -369,22 +418,22 @@ def test_a_record_without_weights_has_no_hash_of_them(tmp_path):
 
 
 def test_an_ncsn_is_no_classifier_and_a_classifier_no_ncsn(record, tmp_path):
-    with pytest.raises(UnknownNameError, match="checkpoint of kind 'classifier' 'model'"):
+    with pytest.raises(NCSNError, match="'model' is a record of kind 'ncsn' and not 'classifier'"):
         record.classifier()
     digits = checkpoints.save(tmp_path / "digits", OLD, kind="classifier")
-    with pytest.raises(UnknownNameError, match="checkpoint of kind 'ncsn' 'digits'"):
-        digits.score()
+    with pytest.raises(NCSNError, match="kind 'classifier' and not 'ncsn', as fashion_mnist, "):
+        pretrained.model(digits).score()
 
 
 def test_available_lists_shipped_records_by_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "MODELS", tmp_path)
-    assert checkpoints.available() == ()
+    monkeypatch.setattr(pretrained, "MODELS", tmp_path)
+    assert pretrained.available() == ()
     for name, kind in (("b", "ncsn"), ("a", "classifier"), ("c", "ncsn")):
         checkpoints.save(tmp_path / name, OLD, kind=kind)
     (tmp_path / "empty").mkdir()
-    assert checkpoints.available() == ("a", "b", "c")
-    assert checkpoints.available("ncsn") == ("b", "c")
-    assert checkpoints.load("b").folder == tmp_path / "b"
+    assert pretrained.available() == ("a", "b", "c")
+    assert pretrained.available("ncsn") == ("b", "c")
+    assert pretrained.load("b").folder == tmp_path / "b"
 
 
 # --- export and bundles ------------------------------------------------------------------------
@@ -398,11 +447,11 @@ def test_export_leaves_the_training_state_out(record, tmp_path):
     assert exported.config == record.config
     assert exported.history == record.history
     assert len(list((tmp_path / "shipped").iterdir())) == 2
-    assert "state" in checkpoints.load(record.folder).manifest["files"]  # the original stays
+    assert "state" in pretrained.load(record.folder).manifest["files"]  # the original stays
 
 
 def test_export_in_half_precision(record, tmp_path):
-    half = checkpoints.export(record, tmp_path / "half", half=True)
+    half = pretrained.model(checkpoints.export(record, tmp_path / "half", half=True))
     for name, weights in record.tensors().items():
         kept = half.tensors()[name]
         assert kept.dtype == torch.float16
@@ -437,7 +486,7 @@ def test_bundles_belong_to_the_weights_they_were_measured_with(record):
 
 
 def test_bundles_of_weights_that_were_rounded_since_still_belong_to_them(record, tmp_path):
-    half = checkpoints.export(record, tmp_path / "half", half=True)
+    half = pretrained.model(checkpoints.export(record, tmp_path / "half", half=True))
     save_bundle(half, "before", record.weights_sha256)
     save_bundle(half, "after", half.weights_sha256)
     save_bundle(half, "stale", "0" * 64)
@@ -465,7 +514,7 @@ def test_replacing_a_record_keeps_its_bundles(record):
 def shipped_results(tmp_path, monkeypatch):
     """A package that ships the results "cost" and "spread", and a folder that is no record."""
     folder = tmp_path / "package" / "results"
-    monkeypatch.setattr(checkpoints, "RESULTS", folder)
+    monkeypatch.setattr(pretrained, "RESULTS", folder)
     for name in ("spread", "cost"):
         parts = {"curves": {"seconds": torch.arange(3.0), "name": torch.tensor(len(name))}}
         checkpoints.save(folder / name, parts, kind="results", metrics={"points": 3})
@@ -475,45 +524,45 @@ def shipped_results(tmp_path, monkeypatch):
 
 
 def test_results_are_found_by_name(shipped_results):
-    found = checkpoints.results("cost")
+    found = pretrained.results("cost")
     assert (found.name, found.kind, found.folder) == ("cost", "results", shipped_results / "cost")
     assert found.metrics == {"points": 3}
     assert torch.equal(found.tensors("curves")["seconds"], torch.arange(3.0))
     assert found.tensors("curves")["name"] == 4
-    assert checkpoints.results("spread").tensors("curves")["name"] == 6
+    assert pretrained.results("spread").tensors("curves")["name"] == 6
 
 
 @pytest.mark.parametrize("name", ["costs", "", ".", "..", "unfinished", "../../elsewhere"])
 def test_unknown_results_list_what_there_is(shipped_results, name):
     """Only names count: no other folder can be opened through one."""
     with pytest.raises(UnknownNameError) as caught:
-        checkpoints.results(name)
+        pretrained.results(name)
     assert str(caught.value) == f"unknown results {name!r}; known: cost, spread"
 
 
 def test_a_package_without_results_knows_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "RESULTS", tmp_path / "missing")
+    monkeypatch.setattr(pretrained, "RESULTS", tmp_path / "missing")
     with pytest.raises(UnknownNameError, match="unknown results 'cost'; known: none"):
-        checkpoints.results("cost")
+        pretrained.results("cost")
 
 
 def test_damaged_results_are_noticed(shipped_results):
-    cost = checkpoints.results("cost")
+    cost = pretrained.results("cost")
     (shipped_results / "spread" / MANIFEST).write_text("{", encoding="utf-8")
     with pytest.raises(CorruptFileError, match=r"manifest\.json of record 'spread'"):
-        checkpoints.results("spread")
+        pretrained.results("spread")
     path = cost.folder / cost.manifest["files"]["curves"]["name"]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CorruptFileError, match="of record 'cost' is truncated or altered"):
-        checkpoints.results("cost").tensors("curves")
+        pretrained.results("cost").tensors("curves")
 
 
 # --- what ships with the package ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", checkpoints.available())
+@pytest.mark.parametrize("name", pretrained.available())
 def test_shipped_records_are_whole_and_fit_their_networks(name):
-    record = checkpoints.load(name)
+    record = pretrained.load(name)
     assert "state" not in record.manifest["files"]
     assert record.provenance["seed"] >= 0
     for part in record.manifest["files"]:
@@ -534,7 +583,7 @@ def test_shipped_records_are_whole_and_fit_their_networks(name):
 
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in RESULTS.glob(f"*/{MANIFEST}")))
 def test_shipped_results_are_whole(name):
-    record = checkpoints.results(name)
+    record = pretrained.results(name)
     assert record.provenance["seed"] >= 0
     for part in record.manifest["files"]:
         assert record.tensors(part)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ncsn_core import checks, ranks, samplers, training
-from ncsn_core.checks import later, look, require
+from ncsn_core import _checks, distributed, samplers, training
+from ncsn_core._checks import later, look, require
 from ncsn_core.data import batches
 from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
 from ncsn_core.randomness import generator_for
+from ncsn_core.run import Run
 from ncsn_core.schedules import geometric_ladder
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ class Waits(TorchDispatchMode):
 @pytest.fixture
 def like_a_gpu(monkeypatch):
     """Treat the CPU like a GPU."""
-    monkeypatch.setattr(checks, "AT_ONCE", ())
+    monkeypatch.setattr(_checks, "AT_ONCE", ())
 
 
 @pytest.fixture
@@ -149,8 +150,8 @@ SAMPLERS = {
         s,
         x,
         geometric_ladder(levels=2),
-        known=torch.zeros_like(x),
-        mask=torch.ones(x.shape[1:], dtype=torch.bool),
+        images=torch.zeros_like(x),
+        known=torch.ones(x.shape[1:], dtype=torch.bool),
         steps_per_level=n,
         callback=quiet,
     ),
@@ -201,7 +202,7 @@ def test_a_score_that_is_not_finite_is_reported_in_the_same_words(name, bad, mon
 
     at_once, calls = message()
     assert calls == 4
-    monkeypatch.setattr(checks, "AT_ONCE", ())
+    monkeypatch.setattr(_checks, "AT_ONCE", ())
     waited, calls = message()
     assert waited == at_once
     assert calls > 4
@@ -213,7 +214,7 @@ def test_a_log_density_that_is_not_a_number_is_reported_in_the_same_words(like_a
         return torch.full((2,), math.nan) if len(calls) == 4 else density(x)
 
     calls = []
-    with pytest.raises(FloatingPointError, match="log-density is not a number at step 3 of 6"):
+    with pytest.raises(FloatingPointError, match="log-density is not a number at evaluation 4"):
         samplers.mala(pull, torch.rand(2, 3), log_density=log_density, epsilon=0.1, steps=6)
     assert len(calls) == 7
 
@@ -232,7 +233,7 @@ def test_a_stranger_is_named_in_the_same_words(kind, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"sigma = 0\.005 ") as at_once:
         call(steps_per_level=2)
-    monkeypatch.setattr(checks, "AT_ONCE", ())
+    monkeypatch.setattr(_checks, "AT_ONCE", ())
     with pytest.raises(ValueError, match=r"sigma = 0\.005 ") as waited:
         call(steps_per_level=2)
     assert str(waited.value) == str(at_once.value)
@@ -247,7 +248,7 @@ def test_samples_do_not_depend_on_when_they_are_checked(monkeypatch):
         )
 
     at_once = sample()
-    monkeypatch.setattr(checks, "AT_ONCE", ())
+    monkeypatch.setattr(_checks, "AT_ONCE", ())
     assert torch.equal(sample(), at_once)
 
 
@@ -266,13 +267,13 @@ def test_samples_do_not_depend_on_when_they_are_checked(monkeypatch):
 )
 def test_a_training_step_waits_for_nothing(change, waits, tiny_config):
     config = tiny_config(image_size=8, **change)
-    run = training.Run(config, ranks.fabric(CPU, "bf16-mixed"), CPU, slice(None), False)
+    run = Run(config, distributed.fabric(CPU, "bf16-mixed"), CPU)
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
     stream = batches(images, config.batch_size, seed=0, flip=config.flip)
 
     def steps():
-        for batch in islice(stream, 2):
-            run.advance(*batch)
+        for _, x, generator in islice(stream, 2):
+            run.advance(run.update(x, *training.draw(config, run.score.sigmas, x, generator)))
 
     assert waits(steps) == 0
     assert waits(lambda: run.log()) > 0
@@ -297,7 +298,10 @@ def test_what_a_training_step_has_not_waited_for_is_noticed_at_the_next_log(
     like_a_gpu, tiny_config
 ):
     config = tiny_config(image_size=8, objective="sliced")
-    run = training.Run(config, ranks.fabric(CPU, "32-true"), CPU, slice(None), False)
-    run.advance(0, torch.full((4, 1, 8, 8), math.nan), generator_for(0))
+    run, x = (
+        Run(config, distributed.fabric(CPU, "32-true"), CPU),
+        torch.full((4, 1, 8, 8), math.nan),
+    )
+    run.advance(run.update(x, *training.draw(config, run.score.sigmas, x, generator_for(0))))
     with pytest.raises(ValueError, match="sample 0 of the batch holds NaN"):
         run.log()

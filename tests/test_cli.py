@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncsn_core import checkpoints, cli, data, evaluation, features, generation, ranks, training
+from ncsn_core import cli, devices, generation, pretrained, run, training
 from ncsn_core.config import load_config, presets, profiles
-from ncsn_core.features import Extractor, Inception
-from ncsn_core.networks import NoiseConditionalScore
-from ncsn_core.schedules import geometric_ladder
+from ncsn_core.data import datasets
+from ncsn_core.metrics import features, images
+from ncsn_core.metrics.features import Extractor, Inception
 
 SMALL = {"channels": 2, "steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 1}
 TINY = [f"--set={name}={value}" for name, value in (SMALL | {"train_images": 16}).items()]
@@ -51,7 +51,7 @@ def test_help_of_train_lists_presets_and_profiles(ncsn):
 
 def test_the_choices_are_those_of_the_library():
     choices = {option.name: option.type for option in cli.train.params}
-    assert tuple(choices["precision"].choices) == training.PRECISIONS
+    assert tuple(choices["precision"].choices) == devices.PRECISIONS
     choices = {option.name: option.type for option in cli.train_classifier_command.params}
     assert list(choices["dataset"].choices) == list(features.CLASSIFIERS)
 
@@ -61,9 +61,9 @@ def test_training_writes_a_checkpoint_and_says_where(ncsn, tmp_path, trained):
     code, out, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
     assert code == 0, err
     assert str(folder) in out
-    record = checkpoints.load(folder)
+    record = pretrained.load(folder)
     assert record.manifest["step"] == 2
-    assert record.config == checkpoints.load(trained).config
+    assert record.config == pretrained.load(trained).config
 
 
 def test_training_again_with_more_steps_goes_on(ncsn, tiny_run):
@@ -71,7 +71,7 @@ def test_training_again_with_more_steps_goes_on(ncsn, tiny_run):
     code, out, _ = ncsn("train", "mnist", "--folder", tiny_run, "--device", "cpu", *more)
     assert code == 0
     assert "3 of 3 steps" in out
-    plans = checkpoints.load(tiny_run).provenance["plans"]
+    plans = pretrained.load(tiny_run).provenance["plans"]
     assert [(plan["from_step"], plan["steps"]) for plan in plans] == [(0, 2), (2, 3)]
 
 
@@ -81,7 +81,7 @@ def test_a_time_budget_ends_with_how_to_go_on(ncsn, tmp_path):
     assert code == 0, err
     assert "1 of 2 steps" in out
     assert "run the same command again to go on" in out
-    assert checkpoints.load(tmp_path / "run").manifest["step"] == 1
+    assert pretrained.load(tmp_path / "run").manifest["step"] == 1
 
 
 def test_sampling_writes_an_image(ncsn, tiny_run, tmp_path):
@@ -143,10 +143,10 @@ def test_the_same_command_again_has_the_precision_of_the_first(
     arguments = ("evaluate", tiny_run, "--count", 4, "--device", "cpu", "--folder")
     for fast in (True, False):
         for again in (fast, not fast):
-            monkeypatch.setattr(training, "_cpu_is_fast_in_bf16", lambda again=again: again)
+            monkeypatch.setattr(devices, "_cpu_is_fast_in_bf16", lambda again=again: again)
             code, _, err = ncsn(*arguments, tmp_path / str(fast))
             assert code == 0, err
-        kept = checkpoints.load(tmp_path / str(fast)).config["autocast"]
+        kept = pretrained.load(tmp_path / str(fast)).config["autocast"]
         assert kept == ("torch.bfloat16" if fast else "None")
 
 
@@ -155,32 +155,30 @@ def drawn(monkeypatch):
     """Evaluation draws noise instead of samples; returns the settings that it was asked for."""
     asked = []
 
-    def noise(score, shape, count, **options):
+    def noise(score, count, **options):
         asked.append({"count": count} | options)
-        return torch.rand(count, *shape)
+        return torch.rand(count, *score.image_shape)
 
-    monkeypatch.setattr(generation, "generate", noise)
+    monkeypatch.setattr(generation, "sample", noise)
     return asked
 
 
 def test_beyond_smoke_all_training_images_are_the_reference(
     ncsn, record, tmp_path, mnist_train, monkeypatch, drawn
 ):
-    monkeypatch.setattr(data, "load_images", lambda *_, **__: mnist_train[:2100])
-    monkeypatch.setattr(evaluation, "measure", lambda *_, **__: {})
+    monkeypatch.setattr(datasets, "load_images", lambda *_, **__: mnist_train[:2100])
+    monkeypatch.setattr(images, "measure", lambda *_, **__: {})
     arguments = ("--count", 4, "--device", "cpu", "--folder", tmp_path / "samples")
-    for profile, images in (("smoke", "2,000"), ("cpu", "2,100")):
+    for profile, count in (("smoke", "2,000"), ("cpu", "2,100")):
         code, out, err = ncsn("evaluate", record.folder, "--profile", profile, *arguments)
         assert code == 0, err
-        assert f"compared with {images} training images" in out
+        assert f"compared with {count} training images" in out
     assert [settings["steps_per_level"] for settings in drawn] == [1, 100]
 
 
 def test_one_of_several_processes_evaluates_the_samples(ncsn, record, monkeypatch, drawn):
-    monkeypatch.setattr(ranks, "index", lambda: 1)
-    monkeypatch.setattr(
-        evaluation, "measure", lambda *_, **__: pytest.fail("the first one measures")
-    )
+    monkeypatch.setattr(cli, "global_rank", lambda: 1)
+    monkeypatch.setattr(images, "measure", lambda *_, **__: pytest.fail("the first one measures"))
     code, out, err = ncsn("evaluate", record.folder, "--count", 4, "--device", "cpu")
     assert (code, out) == (0, ""), err
     assert len(drawn) == 1
@@ -192,7 +190,7 @@ def test_samples_go_to_a_folder_of_runs_by_default(ncsn, tiny_run, tmp_path, mon
     code, _, err = ncsn("evaluate", tiny_run, "--count", 4, "--device", "cpu")
     assert code == 0, err
     (kept,) = (tmp_path / "runs").glob("samples-run-*-smoke-2e-05-0")
-    assert checkpoints.load(kept).kind == "samples"
+    assert pretrained.load(kept).kind == "samples"
 
 
 class SmallInception(Inception):
@@ -233,7 +231,7 @@ def test_color_from_its_files_to_its_numbers(
         code, out, err = ncsn(*arguments, f"--set=steps={steps}")
         assert code == 0, err
         assert f"{steps} of {steps} steps" in out
-    record = checkpoints.load(run)
+    record = pretrained.load(run)
     assert record.config["dataset"] == preset
     assert record.config["channels"] == 4
     assert record.provenance["images"] == trained_on
@@ -254,7 +252,7 @@ def test_color_from_its_files_to_its_numbers(
     assert out.count("Inception score") == 6
     found = table(out)
     assert list(found) == [10, 20]
-    kept = checkpoints.load(tmp_path / "samples" / "batch_00001_of_10").tensors("samples")["x"]
+    kept = pretrained.load(tmp_path / "samples" / "batch_00001_of_10").tensors("samples")["x"]
     assert kept.shape == (10, 3, 32, 32)
 
 
@@ -294,7 +292,7 @@ def test_a_classifier_of_garments(ncsn, tmp_path, monkeypatch, fashion_mnist):
     )
     assert code == 0, err
     assert "test accuracy" in out
-    record = checkpoints.load(tmp_path / "runs" / "fashion_classifier")
+    record = pretrained.load(tmp_path / "runs" / "fashion_classifier")
     assert record.config["dataset"] == "fashion_mnist"
     assert record.config["train_images"] == len(fashion_mnist.images["train"])
 
@@ -305,7 +303,7 @@ def test_a_classifier_of_garments(ncsn, tmp_path, monkeypatch, fashion_mnist):
 def test_export_ships_the_weights_and_not_the_training_state(ncsn, tiny_run, tmp_path):
     code, _, err = ncsn("export", tiny_run, tmp_path / "shipped")
     assert code == 0, err
-    run, shipped = checkpoints.load(tiny_run), checkpoints.load(tmp_path / "shipped")
+    run, shipped = pretrained.load(tiny_run), pretrained.load(tmp_path / "shipped")
     assert "state" in run.manifest["files"]
     assert list(shipped.manifest["files"]) == ["weights"]
     assert shipped.weights_sha256 == run.weights_sha256
@@ -316,13 +314,13 @@ def test_a_run_is_not_exported_onto_itself(ncsn, tiny_run):
     code, _, err = ncsn("export", tiny_run, Path(tiny_run) / ".." / Path(tiny_run).name)
     assert code == 1
     assert "onto itself" in err
-    assert "state" in checkpoints.load(tiny_run).manifest["files"]
+    assert "state" in pretrained.load(tiny_run).manifest["files"]
 
 
 def test_models_are_listed_and_verified(ncsn):
     code, out, err = ncsn("models")
     assert code == 0, err
-    for name in checkpoints.available():
+    for name in pretrained.available():
         assert f"{name}:" in out
 
 
@@ -335,7 +333,7 @@ def test_models_are_listed_and_verified(ncsn):
         (["train", "mnist", "--set", "steps"], "NAME=VALUE"),
         (["train", "mnist", "--set", "steps=["], "value of --set 'steps=[' cannot be read"),
         (["train", "mnist", "--set", "batch_size=99999"], "number of images"),
-        (["train", "mnist", "--set", "sigma_last=2"], "must decrease"),
+        (["train", "mnist", "--set", "sigma_min=2"], "must decrease"),
         (["sample", "no-such-model"], "unknown checkpoint 'no-such-model'"),
         (["evaluate", "no-such-model"], "unknown checkpoint 'no-such-model'"),
     ],
@@ -360,26 +358,26 @@ def test_a_dataset_that_is_not_there_names_its_place(ncsn, tmp_path, monkeypatch
 
 def test_an_interrupt_exits_with_130_and_keeps_the_run(ncsn, tmp_path, monkeypatch):
     steps = []
-    advance = training.Run.advance
+    advance = run.Run.advance
 
     def interrupted(self, *arguments):
         advance(self, *arguments)
         steps.append(self.step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Run, "advance", interrupted)
+    monkeypatch.setattr(run.Run, "advance", interrupted)
     folder = tmp_path / "run"
     code, _, err = ncsn("train", "mnist", "--folder", folder, "--device", "cpu", *TINY)
     assert code == 130
     assert "interrupted" in err
-    assert checkpoints.load(folder).manifest["step"] == steps[-1] == 1
+    assert pretrained.load(folder).manifest["step"] == steps[-1] == 1
 
 
 def test_what_another_process_has_reported_is_not_said_again(ncsn, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ranks, "first_to_report", lambda: False)
+    monkeypatch.setattr(cli, "global_rank", lambda: 1)
     assert ncsn("train", "mnst") == (1, "", "")
     monkeypatch.setattr(training, "train", interrupted)
     code, out, err = ncsn("train", "mnist")
@@ -398,12 +396,6 @@ def test_without_the_books_tools_the_command_says_how_to_get_them(arguments):
     assert result.returncode == 1
     assert "nbformat is not installed" in result.stderr
     assert "pip install 'ncsn-core[book]'" in result.stderr
-
-
-def test_only_a_refinenet_knows_the_shape_of_its_images():
-    score = NoiseConditionalScore(torch.nn.Identity(), geometric_ladder(1.0, 0.1, 3))
-    with pytest.raises(TypeError, match="only a RefineNet knows its shape"):
-        cli.image_shape(score)
 
 
 @pytest.mark.slow

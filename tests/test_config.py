@@ -46,7 +46,7 @@ def test_gpu_profile_is_the_papers_setting(preset, channels, shape, flip):
     assert config.channels == channels
     assert (config.image_channels, config.image_size) == shape
     assert config.flip is flip
-    assert (config.sigma_first, config.sigma_last, config.levels) == (1.0, 0.01, 10)
+    assert (config.sigma_max, config.sigma_min, config.levels) == (1.0, 0.01, 10)
     assert (config.steps, config.batch_size, config.learning_rate) == (200_000, 128, 1e-3)
     assert (config.rate_schedule, config.gradient_clip) == ("constant", None)
     assert (config.weight_power, config.keep_means, config.train_images) == (2.0, True, None)
@@ -131,9 +131,9 @@ def test_a_value_of_another_type_is_refused(name, value, accepted):
         ({"rate_schedule": "linear"}, "unknown rate_schedule 'linear'"),
         ({"objective": "sliding"}, "unknown objective 'sliding'.*denoising.*sliced"),
         ({"parametrization": "density"}, "unknown parametrization 'density'.*score.*energy"),
-        ({"sigma_first": 0.001}, "decrease"),
-        ({"sigma_last": 0.0}, "positive"),
-        ({"sigma_first": math.inf}, "finite"),
+        ({"sigma_max": 0.001}, "decrease"),
+        ({"sigma_min": 0.0}, "positive"),
+        ({"sigma_max": math.inf}, "finite"),
         ({"levels": 0}, "1 to 100,000; got 0"),
         ({"weight_power": math.nan}, "weight_power"),
         ({"data_std": 0.0}, "data_std must be positive and finite"),
@@ -141,7 +141,7 @@ def test_a_value_of_another_type_is_refused(name, value, accepted):
         ({"parametrization": "continuous", "objective": "sliced"}, "trained by denoising"),
         ({"parametrization": "continuous", "data_mean": math.nan}, "data_mean must be finite"),
         (
-            {"parametrization": "continuous", "levels": 1, "sigma_first": 0.01},
+            {"parametrization": "continuous", "levels": 1, "sigma_max": 0.01},
             "at least two levels",
         ),
         ({"train_images": 0}, "train_images"),
@@ -154,10 +154,8 @@ def test_a_value_out_of_range_is_refused(changes, complaint):
 
 
 def test_whole_numbers_are_accepted_where_a_number_is():
-    config = load_config(learning_rate=1, gradient_clip=5, sigma_first=1, ema_decay=0)
-    assert config == load_config(
-        learning_rate=1.0, gradient_clip=5.0, sigma_first=1.0, ema_decay=0.0
-    )
+    config = load_config(learning_rate=1, gradient_clip=5, sigma_max=1, ema_decay=0)
+    assert config == load_config(learning_rate=1.0, gradient_clip=5.0, sigma_max=1.0, ema_decay=0.0)
 
 
 def test_round_trip_through_json():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from weights import randomized, relative_error
 
-from ncsn_core import checkpoints
+from ncsn_core import checkpoints, pretrained
 from ncsn_core.book.plain import CondRefineNetDilated
 from ncsn_core.convert import convert, from_authors, read_state
 from ncsn_core.errors import CorruptFileError, NCSNError
@@ -91,7 +91,7 @@ def test_a_converted_checkpoint_gives_the_same_scores_at_every_level(
     source = authors_file(tmp_path / "checkpoint.pth", reference)
     convert(source, tmp_path / "ours", preset)
 
-    record = checkpoints.load(tmp_path / "ours")
+    record = pretrained.load(tmp_path / "ours")
     size = {"mnist": 28, "cifar10": 32, "celeba": 32}[preset]
     x = torch.rand(levels, image_channels, size, size)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_half_precision_becomes_float32(reference):
 def test_a_single_noise_level(tmp_path):
     """The thirds of a single row share its memory, and safetensors still writes three tensors."""
     source = authors_file(tmp_path / "one.pth", CondRefineNetDilated(2, 1, 1))
-    record = convert(source, tmp_path / "ours", "mnist", sigma_first=0.01)
+    record = convert(source, tmp_path / "ours", "mnist", sigma_max=0.01)
     assert record.sigmas.tolist() == pytest.approx([0.01])
     assert record.tensors()["norm.gamma"].shape == (1, 2)
 
@@ -140,8 +140,8 @@ def test_the_record_says_what_is_known_and_no_more(tmp_path, checkpoint):
         "image_size": 28,
         "channels": 4,
         "levels": 3,
-        "sigma_first": 1.0,
-        "sigma_last": 0.01,
+        "sigma_max": 1.0,
+        "sigma_min": 0.01,
         "keep_means": True,
     }
     assert record.manifest["step"] is None
@@ -155,7 +155,7 @@ def test_the_record_says_what_is_known_and_no_more(tmp_path, checkpoint):
 
 def test_sizes_and_noise_may_differ_from_the_presets(tmp_path, checkpoint):
     record = convert(
-        checkpoint, tmp_path / "ours", "mnist", image_size=32, sigma_first=2.0, sigma_last=0.5
+        checkpoint, tmp_path / "ours", "mnist", image_size=32, sigma_max=2.0, sigma_min=0.5
     )
     assert record.sigmas.tolist() == pytest.approx([2.0, 1.0, 0.5])
     assert record.score()(torch.rand(1, 1, 32, 32), torch.tensor([2.0])).shape == (1, 1, 32, 32)
@@ -175,7 +175,7 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, checkpoint, record):
     before = record.weights_sha256
     with pytest.raises(NCSNError, match="'model' already holds a checkpoint"):
         convert(checkpoint, record.folder, "mnist")
-    assert checkpoints.load(record.folder).weights_sha256 == before
+    assert pretrained.load(record.folder).weights_sha256 == before
 
 
 # --- files that are refused ---------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_shapes_that_do_not_fit_are_named(reference, name, shape, says):
         ({"preset": "cifar10"}, "images of 1 channels and those of preset 'cifar10' have 3"),
         ({"preset": "mnits"}, "unknown preset 'mnits'; known: mnist"),
         ({"image_size": 27}, "image_size must be even"),
-        ({"sigma_first": 0.001}, "noise levels must decrease"),
+        ({"sigma_max": 0.001}, "noise levels must decrease"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, checkpoint, options, says):
@@ -306,11 +306,11 @@ def test_convert_and_sample_on_the_command_line(ncsn, tmp_path):
 
     source = authors_file(tmp_path / "checkpoint.pth", CondRefineNetDilated(2, 3, 3))
     ours = tmp_path / "ours"
-    options = ["--preset", "celeba", "--image-size", 8, "--sigma-last", 0.1]
+    options = ["--preset", "celeba", "--image-size", 8, "--sigma-min", 0.1]
     code, out, err = ncsn("convert", source, ours, *options)
     assert (code, err) == (0, "")
     assert out == f"2 channels, 3 noise levels, in {ours}\n"
-    assert checkpoints.load(ours).config["sigma_last"] == 0.1
+    assert pretrained.load(ours).config["sigma_min"] == 0.1
 
     image_file = tmp_path / "grid.png"
     options = ["--count", 4, "--steps", 1, "--out", image_file, "--device", "cpu"]

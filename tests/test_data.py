@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from ncsn_core import data
+from ncsn_core.data import datasets as data
 from ncsn_core.data.idx import read_idx
 from ncsn_core.errors import CorruptFileError, MissingDataError, NCSNError, UnknownNameError
 from ncsn_core.randomness import generator_for

@@ -9,9 +9,8 @@ import lives
 import pytest
 import torch
 
-from ncsn_core import checkpoints, provenance, training
+from ncsn_core import checkpoints, devices, generation, provenance, run, training
 from ncsn_core.config import load_config
-from ncsn_core.generation import generate
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
@@ -45,13 +44,13 @@ def train(folder, precision, compiled, threads, minutes, report):
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator_for(0))
     training.load_images = lambda *_, **__: images
     losses = []
-    log = training.Run.log
+    log = run.Run.log
 
     def exact(run):  # the history rounds
         losses.extend(float(loss) for loss in run.losses)
         return log(run)
 
-    training.Run.log = exact
+    run.Run.log = exact
     record = training.train(
         config,
         folder,
@@ -69,12 +68,10 @@ def sample(precision, compiled, threads, report):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     network = RefineNet(8, 1, 28, levels=3)
-    network.fuse_normalizations(compiled)
-    autocast = training.autocast_dtype(precision)
+    network.compile_normalizations(compiled)
+    autocast = devices.autocast_dtype(precision)
     score = NoiseConditionalScore(network, geometric_ladder(1.0, 0.1, 3), autocast=autocast)
-    samples = generate(
-        score.requires_grad_(False), (1, 28, 28), 8, steps_per_level=2, progress=False
-    )
+    samples = generation.sample(score.requires_grad_(False), 8, steps_per_level=2, progress=False)
     report.put((samples.flatten()[::97].tolist(), provenance.tensor_sha256(samples)))
 
 

@@ -21,7 +21,6 @@ from scores import (
     without_type_checks,
 )
 
-from ncsn_core.benchmark import peak_bytes
 from ncsn_core.distributions import Checkerboard, ring
 from ncsn_core.divergence import (
     MEMORY_LIMIT,
@@ -37,6 +36,7 @@ from ncsn_core.divergence import (
     vector_jacobian,
 )
 from ncsn_core.errors import UnknownNameError
+from ncsn_core.metrics.cost import peak_bytes
 from ncsn_core.randomness import generator_for
 
 MODES = ["forward", "reverse"]

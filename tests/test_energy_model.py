@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ncsn_core.contrastive import contrastive_divergence, short_run
-from ncsn_core.networks import EnergyModel
+from ncsn_core.baselines.energy_model import EnergyModel, contrastive_divergence, short_run
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import langevin, score_of
 

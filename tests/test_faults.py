@@ -21,7 +21,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from ncsn_core import checkpoints
+from ncsn_core import checkpoints, pretrained
 from ncsn_core.book import cache
 from ncsn_core.data.download import Archive, fetch
 from ncsn_core.errors import CorruptFileError, NCSNError, UnwritableError
@@ -61,7 +61,7 @@ def test_training_survives_kills_and_ends_with_the_losses_of_an_undisturbed_run(
         if not (folder / checkpoints.MANIFEST).exists():
             assert seen == [0]
             return
-        record = checkpoints.load(folder)
+        record = pretrained.load(folder)
         for part in record.manifest["files"]:
             record.tensors(part)
         seen.append(record.manifest["step"])
@@ -72,7 +72,7 @@ def test_training_survives_kills_and_ends_with_the_losses_of_an_undisturbed_run(
     died = lives.kill_often(
         lives.train, folder, steps, kills=kills, longest=0.8, check=the_last_checkpoint_verifies
     )
-    found, expected = checkpoints.load(folder), checkpoints.load(undisturbed)
+    found, expected = pretrained.load(folder), pretrained.load(undisturbed)
     assert found.history == expected.history
     assert found.weights_sha256 == expected.weights_sha256
     for part in ("weights", "state"):
@@ -93,7 +93,7 @@ def test_sampling_survives_kills_and_ends_with_the_samples_of_an_undisturbed_run
 
     def finished_batches_verify():
         for manifest in folder.glob(f"batch_*/{checkpoints.MANIFEST}"):
-            checkpoints.load(manifest.parent).tensors("samples")
+            pretrained.load(manifest.parent).tensors("samples")
             batches.add(manifest.parent.name)
         if folder.exists():
             with exclusive(folder, folder.glob("batch_*")):
@@ -104,7 +104,7 @@ def test_sampling_survives_kills_and_ends_with_the_samples_of_an_undisturbed_run
         lives.sample, folder, count, kills=kills, longest=0.5, check=finished_batches_verify
     )
     found, expected = (
-        checkpoints.load(f.with_name("samples")).tensors("samples")["x"]
+        pretrained.load(f.with_name("samples")).tensors("samples")["x"]
         for f in (folder, undisturbed)
     )
     assert torch.equal(found, expected)
@@ -260,9 +260,9 @@ def test_a_second_process_on_one_folder_is_refused_and_disturbs_nothing(tmp_path
     assert first.exitcode == 0
     assert lives.finish(work, alone) == 0
     if work is lives.train:
-        assert checkpoints.load(folder).history == checkpoints.load(alone).history
+        assert pretrained.load(folder).history == pretrained.load(alone).history
     else:
-        ours, theirs = (checkpoints.load(f.with_name("samples")) for f in (folder, alone))
+        ours, theirs = (pretrained.load(f.with_name("samples")) for f in (folder, alone))
         assert torch.equal(ours.tensors("samples")["x"], theirs.tensors("samples")["x"])
 
 
@@ -296,7 +296,7 @@ def test_a_full_disk_ends_in_one_message_and_the_work_goes_on_when_there_is_room
     folder = tmp_path / "run"
     if work is lives.train:
         assert lives.finish(work, folder, 8) == 0
-        before = checkpoints.load(folder).weights_sha256
+        before = pretrained.load(folder).weights_sha256
     report = lives.processes.Queue()
     assert lives.finish(_with_small_files, _Again(work), folder, report) == 0
     message = report.get(timeout=10)
@@ -304,8 +304,8 @@ def test_a_full_disk_ends_in_one_message_and_the_work_goes_on_when_there_is_room
     assert "File too large" in message
     assert "still there" in message
     if work is lives.train:
-        assert checkpoints.load(folder).weights_sha256 == before
-        checkpoints.load(folder).tensors()
+        assert pretrained.load(folder).weights_sha256 == before
+        pretrained.load(folder).tensors()
     assert no_unfinished_file(folder)
     assert lives.finish(_Again(work), folder) == 0
 
@@ -352,14 +352,14 @@ def test_a_real_full_disk(tmp_path, figures):
         message = report.get(timeout=10)
         assert message.startswith("UnwritableError: ")
         assert "No space left on device" in message
-        record = checkpoints.load(folder)
+        record = pretrained.load(folder)
         assert record.manifest["step"] == 8
         record.tensors("state")
         (disk / "ballast").unlink()
         assert lives.finish(_Again(lives.train), folder) == 0
         assert lives.finish(lives.train, tmp_path / "undisturbed", 20) == 0
-        expected = checkpoints.load(tmp_path / "undisturbed").history
-        assert checkpoints.load(folder).history == expected
+        expected = pretrained.load(tmp_path / "undisturbed").history
+        assert pretrained.load(folder).history == expected
         figures("full disk", message=message.replace(str(disk), "…"))
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -19,6 +19,7 @@ from ncsn_core.objectives import (
     sliced_score_matching,
     sliced_score_matching_vr,
 )
+from ncsn_core.parametrizations import unconditional
 from ncsn_core.randomness import generator_for
 
 MEAN = torch.tensor([0.5, -1.0])
@@ -28,6 +29,13 @@ GAUSSIAN = GaussianMixture.from_covariances(
 )
 NOISE = 0.5
 
+
+def denoising(network, x, generator):
+    """A loss that draws: from the generator that it is given."""
+    sigma = torch.full((len(x),), NOISE)
+    return denoising_score_matching(unconditional(network), x, sigma, generator=generator)
+
+
 OBJECTIVES = {
     "explicit": lambda s, x, g: explicit_score_matching(s, x, GAUSSIAN.score),
     "implicit": lambda s, x, g: implicit_score_matching(s, x),
@@ -36,7 +44,7 @@ OBJECTIVES = {
     "finite differences": lambda s, x, g: finite_difference_score_matching(
         s, x, step=0.1, generator=g
     ),
-    "denoising": lambda s, x, g: denoising_score_matching(s, x, NOISE, generator=g),
+    "denoising": denoising,
 }
 
 
@@ -223,15 +231,10 @@ def test_the_history_is_the_mean_loss_of_every_batch():
 # --- what is drawn -----------------------------------------------------------------------------
 
 
-def noisy(network, x, generator):
-    """A loss that draws: from the generator that it is given."""
-    return denoising_score_matching(network, x, 0.5, generator=generator)
-
-
 def test_the_seed_decides_data_and_noise():
     def train(seed):
         network = Ensemble.of(lambda: MLP(2, 4), range(2))
-        history = fit(network, noisy, GAUSSIAN.sample, steps=5, batch_size=8, seed=seed)
+        history = fit(network, denoising, GAUSSIAN.sample, steps=5, batch_size=8, seed=seed)
         return history, values(network)
 
     torch.manual_seed(1)

@@ -23,7 +23,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from ncsn_core import checkpoints, config
+from ncsn_core import checkpoints, config, networks, pretrained
 from ncsn_core.book import plain
 from ncsn_core.config import load_config
 from ncsn_core.convert import convert
@@ -88,7 +88,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "record"
         settings = load_config("mnist", "smoke", channels=2).to_dict()
-        weights = checkpoints.build_network(settings).state_dict()
+        weights = networks.build_network(settings).state_dict()
         self.record = checkpoints.save(
             self.folder, {"weights": weights}, kind="ncsn", config=settings
         )
@@ -121,7 +121,7 @@ class Checkpoint:
         self.file.write_bytes(raw)
 
     def read(self) -> bool:
-        record = checkpoints.load(self.folder)
+        record = pretrained.load(self.folder)
         score = record.score()
         same = all(torch.equal(w, self.weights[k]) for k, w in record.tensors().items())
         if math.prod(score.network.image_shape) < 1 << 20:  # no weight depends on the image's size
@@ -213,8 +213,8 @@ def test_a_few_kilobytes_that_unpack_to_gigabytes_are_refused(tmp_path):
         ({"image_size": None}, "image_size must be a whole number; got None"),
         ({"image_size": "16"}, "image_size must be a whole number; got '16'"),
         ({"flip": 1}, "flip must be true or false; got 1"),
-        ({"sigma_first": "1.0"}, "sigma_first must be a number; got '1.0'"),
-        ({"sigma_last": float("nan")}, "noise levels must be positive and finite"),
+        ({"sigma_max": "1.0"}, "sigma_max must be a number; got '1.0'"),
+        ({"sigma_min": float("nan")}, "noise levels must be positive and finite"),
         ({"levels": 10**9}, "1 to 100,000; got 1000000000"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from ncsn_core.baselines.gan import Discriminator, Generator, discriminator_loss, generator_loss
 from ncsn_core.networks import count_parameters
-from ncsn_core.networks.gan import Discriminator, Generator, discriminator_loss, generator_loss
 from ncsn_core.randomness import generator_for
 
 # --- the networks -------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 
-from ncsn_core import checkpoints
+from ncsn_core import pretrained
+from ncsn_core.data import to_bytes
 from ncsn_core.errors import CorruptFileError, NCSNError
-from ncsn_core.generation import Recorder, generate, to_bytes
+from ncsn_core.generation import draw_batch, sample
+from ncsn_core.metrics.samples import Recorder
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import annealed_langevin
@@ -22,6 +24,7 @@ class PointMass(torch.nn.Module):
     """−x/σ² by level index, counting the images that it is asked for."""
 
     images = 0
+    image_shape = IMAGE
 
     def forward(self, x, level):
         self.images += len(x)
@@ -35,7 +38,7 @@ def score():
 
 def draw(score, count=5, **options):
     small = {"batch_size": 2, "epsilon": 2e-3, "steps_per_level": STEPS, "progress": False}
-    return generate(score, IMAGE, count, **small | options)
+    return sample(score, count, **small | options)
 
 
 def test_a_batch_is_annealed_langevin_from_uniform_noise(score):
@@ -46,6 +49,12 @@ def test_a_batch_is_annealed_langevin_from_uniform_noise(score):
         score, start, SIGMAS, epsilon=2e-3, steps_per_level=3, generator=generator
     )
     assert torch.equal(got, expected)
+
+
+def test_a_batch_is_a_function_of_seed_index_and_size(score):
+    batches = [draw_batch(score, 3, i, 2, epsilon=2e-3, steps_per_level=STEPS) for i in (1, 0, 1)]
+    assert torch.equal(batches[0], batches[2])
+    assert torch.equal(torch.cat([batches[1], batches[0]]), draw(score, count=4, seed=3))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -191,7 +200,7 @@ def test_a_folder_of_other_weights_or_another_ladder_is_refused(score, tmp_path)
 def test_a_folder_of_something_else_is_left_alone(score, record, tmp_path):
     with pytest.raises(NCSNError, match="kind 'ncsn' and no samples"):
         draw(score, folder=record.folder)
-    checkpoints.load(record.folder).tensors()
+    pretrained.load(record.folder).tensors()
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.pdf").write_bytes(b"x")
     with pytest.raises(NCSNError, match="holds other files and no record"):
@@ -219,7 +228,9 @@ def test_the_recorder_keeps_ends_frames_dark_pixels_and_ratios(score):
     states = []
 
     def observe(first, state):
-        states.append((first, state.level, state.step, state.alpha, state.x.clone(), state.score))
+        states.append(
+            (first, state.level, state.step, state.step_size, state.x.clone(), state.score)
+        )
         recorder(first, state)
 
     draw(score, count=5, callback=observe)

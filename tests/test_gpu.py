@@ -12,10 +12,9 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from ncsn_core import checkpoints, training
-from ncsn_core.checkpoints import build_network
+from ncsn_core import checkpoints, pretrained, training
 from ncsn_core.errors import CorruptFileError
-from ncsn_core.networks import NoiseConditionalScore, RefineNet
+from ncsn_core.networks import NoiseConditionalScore, RefineNet, build_network
 from ncsn_core.randomness import generator_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -124,12 +123,14 @@ def test_what_came_back_becomes_the_records_that_were_packed(rehearsal, tmp_path
     }
     assert {*records} == {"paper", "samples", "mnist", "ablations/no_norm-0"}
     for name, record in records.items():
-        assert checkpoints.load(rehearsal / "work" / "records" / name).manifest == record.manifest
+        assert pretrained.load(rehearsal / "work" / "records" / name).manifest == record.manifest
         assert record.sessions[-1]["commit"] == "abc123"
-    whole = checkpoints.load(rehearsal / "work" / "paper").tensors()
+    whole = pretrained.load(rehearsal / "work" / "paper").tensors()
     for key, tensor in records["paper"].tensors().items():
         assert torch.equal(tensor, whole[key].half())
-    assert torch.isfinite(records["paper"].score()(torch.rand(1, 1, 14, 14), torch.ones(1))).all()
+    assert torch.isfinite(
+        pretrained.model(records["paper"]).score()(torch.rand(1, 1, 14, 14), torch.ones(1))
+    ).all()
     assert records["samples"].tensors("results")["samples"].shape == (8, 1, 14, 14)
     assert records["samples"].provenance["weights_sha256"] == records["paper"].weights_sha256
 
@@ -158,7 +159,7 @@ def test_what_goes_back_fits():
 def session(tmp_path, few_images, monkeypatch):
     """A session with a minute, whose pictures of digits are few."""
     monkeypatch.setattr(gpu, "load_images", lambda name, split="train", size=28: few_images)
-    monkeypatch.setattr(training, "can_compile", lambda device: False)
+    monkeypatch.setattr(gpu, "can_compile", lambda device: False)
     session = gpu.Session(tmp_path / "out", tmp_path / "work", CPU, smoke=True)
     session.ends = time.monotonic() + 60
     return session
@@ -236,7 +237,7 @@ def test_training_that_ran_out_of_time_goes_on_exactly(session):
     assert gpu.trained(session, "cut", config, 0).manifest["step"] == 2
     assert gpu.trained(session, "cut", config, 60).manifest["step"] == 6
     gpu.trained(session, "whole", config, 60)
-    cut, whole = (checkpoints.load(session.work / name) for name in ("cut", "whole"))
+    cut, whole = (pretrained.load(session.work / name) for name in ("cut", "whole"))
     assert cut.history == whole.history
     assert cut.weights_sha256 == whole.weights_sha256
 
@@ -306,7 +307,7 @@ def test_samples_go_on_where_they_stopped(session):
     gpu.samples(session)
 
     def images():
-        return checkpoints.load(session.work / "records" / "samples").tensors("results")["samples"]
+        return pretrained.load(session.work / "records" / "samples").tensors("results")["samples"]
 
     few = images()
     assert len(few) == 4  # a batch there always is

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ncsn_core import networks, samplers
+import ncsn_core
+from ncsn_core import data, networks, samplers
 
 # Training and distances need these, and they take two to ten seconds each.
 HEAVY = {"lightning_fabric", "torchmetrics", "torchvision", "torch._dynamo", "torch._inductor"}
@@ -45,33 +46,41 @@ def test_a_claim_is_checked_with_none_of_them_and_without_what_makes_the_pages()
 @pytest.mark.slow
 def test_no_module_of_the_package_needs_what_only_some_of_its_functions_do():
     found = loaded(EVERYTHING)
-    assert {"torch", "ncsn_core.training", "ncsn_core.evaluation"} <= found
+    assert {"torch", "ncsn_core.training", "ncsn_core.generation"} <= found
     assert not found & HEAVY
-    rivals = {"gan", "pixelcnn", "energy_model", "residual_autoencoder"}
-    assert not found & {f"ncsn_core.networks.{name}" for name in rivals}
+    assert not found & {f"ncsn_core.baselines.{name}" for name in ("gan", "pixelcnn")}
+    assert "ncsn_core.networks.residual_autoencoder" not in found
     assert not found & {f"ncsn_core.samplers.{name}" for name in ("ode", "reverse", "inpainting")}
 
 
 @pytest.mark.slow
 def test_fabric_comes_without_the_package_whose_version_it_asks_for():
-    start = "import torch; from ncsn_core import ranks; ranks.fabric(torch.device('cpu'), "
-    found = loaded(start + "'32-true')")
+    start = "import torch; from ncsn_core.distributed import fabric; "
+    found = loaded(start + "fabric(torch.device('cpu'), '32-true')")
     assert "lightning_fabric" in found
     assert not found & {"torchmetrics", "torchvision"}
 
 
 @pytest.mark.slow
 def test_a_trained_score_is_loaded_and_evaluated_with_none_of_them():
-    load = "from ncsn_core import checkpoints; s = checkpoints.load('mnist14_continuous').score()"
+    load = "from ncsn_core import pretrained; s = pretrained.load('mnist14_continuous').score()"
     found = loaded(f"import torch; {load}; s(torch.zeros(1, 1, 14, 14), s.sigmas[:1])")
     assert "ncsn_core.networks.refinenet" in found
     assert not found & HEAVY
 
 
-@pytest.mark.parametrize("package", [networks, samplers])
+@pytest.mark.slow
+def test_the_package_itself_loads_nothing_and_one_network_little():
+    assert "torch" not in loaded("import ncsn_core as nc; assert 'load' in dir(nc)")
+    ours = {name for name in loaded("import ncsn_core.networks.mlp") if "ncsn_core" in name}
+    modules = ("", "._lazy", ".networks", ".networks.mlp")
+    assert ours == {f"ncsn_core{name}" for name in modules}
+
+
+@pytest.mark.parametrize("package", [ncsn_core, data, networks, samplers])
 def test_every_name_of_a_package_is_there_once_it_is_asked_for(package):
     assert set(package.__all__) <= set(dir(package))
     for name in package.__all__:
-        assert getattr(package, name).__name__ == name
+        assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'nothing'"):
         package.nothing  # noqa: B018

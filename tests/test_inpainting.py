@@ -14,23 +14,23 @@ LADDER = geometric_ladder(1.0, 0.1, 4)
 HALF = torch.tensor([[True, False], [True, False]])
 
 
-def fill(known=None, mask=HALF, *, score=point_mass, x=None, seed=0, **options):
-    known = torch.arange(12.0).reshape(3, 2, 2) if known is None else known
-    x = torch.zeros_like(known) if x is None else x
+def fill(images=None, known=HALF, *, score=point_mass, x=None, seed=0, **options):
+    images = torch.arange(12.0).reshape(3, 2, 2) if images is None else images
+    x = torch.zeros_like(images) if x is None else x
     options = {"epsilon": 2e-3, "steps_per_level": 5} | options
     generator = generator_for(seed)
-    return inpaint(score, x, LADDER, known=known, mask=mask, generator=generator, **options)
+    return inpaint(score, x, LADDER, images=images, known=known, generator=generator, **options)
 
 
 def test_known_pixels_get_the_noise_of_each_level_once():
     """Constant within a level, with standard deviation σᵢ over images; n = 20,000."""
-    known, states = torch.rand(20_000, 2, 2, generator=generator_for(1)), []
-    end = fill(known, steps_per_level=3, callback=states.append)
+    images, states = torch.rand(20_000, 2, 2, generator=generator_for(1)), []
+    end = fill(images, steps_per_level=3, callback=states.append)
     for i, sigma in enumerate(LADDER.tolist()):
-        noises = [(s.x - known)[:, HALF] for s in states[3 * i : 3 * i + 3]]
+        noises = [(s.x - images)[:, HALF] for s in states[3 * i : 3 * i + 3]]
         assert all(torch.equal(noise, noises[0]) for noise in noises)
         assert float(noises[0].std()) == pytest.approx(sigma, rel=4 / (2 * 40_000) ** 0.5)
-    first, second = (states[k].x - known for k in (2, 3))
+    first, second = (states[k].x - images for k in (2, 3))
     correlation = torch.corrcoef(torch.stack([first[:, HALF].flatten(), second[:, HALF].flatten()]))
     assert abs(float(correlation[0, 1])) < 4 / 40_000**0.5
     assert torch.equal(end, states[-1].x)
@@ -38,14 +38,14 @@ def test_known_pixels_get_the_noise_of_each_level_once():
 
 def test_known_pixels_get_fresh_noise_at_every_step():
     """Of the level's standard deviation, and never the same twice; n = 20,000."""
-    known, seen = torch.rand(20_000, 2, 2, generator=generator_for(1)), []
+    images, seen = torch.rand(20_000, 2, 2, generator=generator_for(1)), []
 
     def score(x, sigma):
-        seen.append((x - known)[:, HALF])
+        seen.append((x - images)[:, HALF])
         return point_mass(x, sigma)
 
-    end = fill(known, score=score, known_noise="step", steps_per_level=3)
-    noises = torch.stack([*seen, (end - known)[:, HALF]])  # [13, images, pixels]
+    end = fill(images, score=score, known_noise="step", steps_per_level=3)
+    noises = torch.stack([*seen, (end - images)[:, HALF]])  # [13, images, pixels]
     expected = torch.cat([LADDER.repeat_interleave(3), LADDER[-1:]])
     torch.testing.assert_close(
         noises.std(dim=(1, 2)), expected, atol=0, rtol=4.5 / (2 * 40_000) ** 0.5
@@ -55,27 +55,27 @@ def test_known_pixels_get_fresh_noise_at_every_step():
 
 
 def test_known_pixels_without_noise_stay_as_they_are():
-    known, seen = torch.rand(3, 2, 2, generator=generator_for(1)), []
+    images, seen = torch.rand(3, 2, 2, generator=generator_for(1)), []
 
     def score(x, sigma):
         seen.append(x)
         return point_mass(x, sigma)
 
-    end = fill(known, score=score, known_noise="none")
+    end = fill(images, score=score, known_noise="none")
     assert len(seen) == 20
-    assert all(torch.equal(x[:, HALF], known[:, HALF]) for x in [*seen, end])
-    assert not torch.equal(end[:, ~HALF], known[:, ~HALF])
+    assert all(torch.equal(x[:, HALF], images[:, HALF]) for x in [*seen, end])
+    assert not torch.equal(end[:, ~HALF], images[:, ~HALF])
 
 
 def test_every_score_sees_the_noisy_known_pixels():
     """Also the first of a level: the known part is put in place before it."""
-    known, seen = torch.full((1, 2, 2), 50.0), []
+    images, seen = torch.full((1, 2, 2), 50.0), []
 
     def score(x, sigma):
         seen.append((x[:, HALF], float(sigma[0])))
         return point_mass(x, sigma)
 
-    fill(known, score=score, x=torch.zeros(1, 2, 2))
+    fill(images, score=score, x=torch.zeros(1, 2, 2))
     assert len(seen) == 20
     for pixels, sigma in seen:
         assert (pixels - 50).abs().max() < 6 * sigma
@@ -95,13 +95,13 @@ def test_unknown_pixels_follow_their_conditional_law():
     """
     n, rho, last, epsilon = 10_000, 0.8, 0.1, 0.02
     ladder = geometric_ladder(4.0, last, 8)
-    known = torch.randn(n, 2, generator=generator_for(1))
+    images = torch.randn(n, 2, generator=generator_for(1))
     got = inpaint(
         pair(rho),
         torch.rand(n, 2, generator=generator_for(2)),
         ladder,
-        known=known,
-        mask=torch.tensor([True, False]),
+        images=images,
+        known=torch.tensor([True, False]),
         epsilon=epsilon,
         steps_per_level=150,
         generator=generator_for(0),
@@ -128,8 +128,8 @@ def test_variants_differ_in_the_spread_of_their_fills(known_noise):
         pair(rho),
         torch.randn(n, 2, generator=generator_for(2)),
         torch.tensor([sigma]),
-        known=torch.full((n, 2), y),
-        mask=torch.tensor([True, False]),
+        images=torch.full((n, 2), y),
+        known=torch.tensor([True, False]),
         known_noise=known_noise,
         epsilon=0.02,
         steps_per_level=600,
@@ -171,39 +171,39 @@ def test_nothing_known_is_annealed_langevin():
 
 
 def test_denoising_returns_the_known_pixels_as_they_are():
-    known = torch.rand(3, 2, 2)
-    clean = fill(known, denoise=True)
-    assert torch.equal(clean[:, HALF], known[:, HALF])
+    images = torch.rand(3, 2, 2)
+    clean = fill(images, denoise=True)
+    assert torch.equal(clean[:, HALF], images[:, HALF])
     torch.testing.assert_close(clean[:, ~HALF], torch.zeros(3, 2), atol=1e-6, rtol=0)
-    assert not torch.equal(fill(known)[:, HALF], known[:, HALF])
+    assert not torch.equal(fill(images)[:, HALF], images[:, HALF])
 
 
 def test_what_is_unknown_does_not_matter():
-    known = torch.rand(3, 2, 2)
-    other = torch.where(HALF, known, torch.full_like(known, math.nan))
-    assert torch.equal(fill(known), fill(other))
+    images = torch.rand(3, 2, 2)
+    other = torch.where(HALF, images, torch.full_like(images, math.nan))
+    assert torch.equal(fill(images), fill(other))
     start = torch.where(HALF, torch.rand(3, 2, 2), torch.zeros(3, 2, 2))
-    assert torch.equal(fill(known), fill(known, x=start))
+    assert torch.equal(fill(images), fill(images, x=start))
 
 
 def test_the_generator_decides_and_the_start_is_not_modified():
-    start, known = torch.rand(3, 2, 2), torch.rand(3, 2, 2)
-    before, truth = start.clone(), known.clone()
+    start, images = torch.rand(3, 2, 2), torch.rand(3, 2, 2)
+    before, truth = start.clone(), images.clone()
     with global_generator_untouched():
-        first = fill(known, x=start, seed=5)
-        assert not torch.equal(first, fill(known, x=start, seed=6))
-    assert torch.equal(first, fill(known, x=start, seed=5, callback=lambda s: torch.rand(9)))
+        first = fill(images, x=start, seed=5)
+        assert not torch.equal(first, fill(images, x=start, seed=6))
+    assert torch.equal(first, fill(images, x=start, seed=5, callback=lambda s: torch.rand(9)))
     assert torch.equal(start, before)
-    assert torch.equal(known, truth)
+    assert torch.equal(images, truth)
 
 
-def test_a_score_that_is_not_finite_stops_with_level_and_step():
+def test_a_score_that_is_not_finite_stops_with_evaluation_and_sigma():
     def score(x, sigma):
         calls.append(1)
         return torch.full_like(x, math.nan) if len(calls) == 8 else point_mass(x, sigma)
 
     calls = []
-    with pytest.raises(FloatingPointError, match=r"level 2 of 4 \(sigma = 0.4642\), step 3"):
+    with pytest.raises(FloatingPointError, match=r"at evaluation 8 \(sigma = 0.4642\)"):
         fill(score=score)
 
 
@@ -211,10 +211,10 @@ def test_bad_settings_are_refused():
     for options, complaint in (
         ({"steps_per_level": 0}, "steps_per_level"),
         ({"epsilon": -1.0}, "epsilon"),
-        ({"known": torch.full((3, 2, 2), math.inf)}, "not finite"),
+        ({"images": torch.full((3, 2, 2), math.inf)}, "not finite"),
         ({"x": torch.zeros(2, 2, 2)}, "shape of x"),
-        ({"mask": torch.ones(2, 1, dtype=torch.bool)}, "shape of x"),
-        ({"mask": torch.ones(2, 3, dtype=torch.bool)}, "shape of x"),
+        ({"known": torch.ones(2, 1, dtype=torch.bool)}, "shape of x"),
+        ({"known": torch.ones(2, 3, dtype=torch.bool)}, "shape of x"),
         ({"known_noise": "once"}, "unknown known_noise 'once'; known: level, step, none"),
     ):
         with without_type_checks(), pytest.raises(ValueError, match=complaint):

@@ -262,18 +262,18 @@ def test_start_is_not_modified_and_states_can_be_kept(sampler):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_stops_with_the_step(bad):
+def test_a_score_that_is_not_finite_stops_with_the_evaluation(bad):
     def score(x):
         calls.append(1)
         return torch.full_like(x, bad) if len(calls) == 4 else -x
 
     calls = []
-    with pytest.raises(FloatingPointError, match="step 4 of 5"):
+    with pytest.raises(FloatingPointError, match="at evaluation 4; a smaller"):
         run(score=score)
     calls = []  # the first evaluation of MALA is at the start
-    with pytest.raises(FloatingPointError, match="step 3 of 5"):
+    with pytest.raises(FloatingPointError, match="at evaluation 4; a smaller"):
         adjusted(score=score)
-    with pytest.raises(FloatingPointError, match="the start"):
+    with pytest.raises(FloatingPointError, match="at evaluation 1; a smaller"):
         adjusted(score=lambda x: torch.full_like(x, bad))
 
 
@@ -317,5 +317,7 @@ def test_log_densities_are_one_finite_number_a_chain():
             calls.append(1)
             return torch.full((3,), bad) if len(calls) == 4 else gaussian(x)
 
-        with pytest.raises(FloatingPointError, match="not a number at step 3 of 5"):
+        with pytest.raises(
+            FloatingPointError, match="the log-density is not a number at evaluation 4"
+        ):
             adjusted(log_density=log_density)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncsn_core import checkpoints
-from ncsn_core.checkpoints import build_network
+from ncsn_core import pretrained
+from ncsn_core.networks import build_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import figure1
@@ -47,7 +47,7 @@ def test_every_run_may_stop_anywhere_and_builds():
 def test_the_queue_goes_through_its_runs_once(queue, capsys):
     run, folder = queue
     run("--precision", "32-true")
-    first, second = (checkpoints.load(folder / name) for name in ("first", "second"))
+    first, second = (pretrained.load(folder / name) for name in ("first", "second"))
     assert first.manifest["step"] == second.manifest["step"] == 4
     assert first.weights_sha256 != second.weights_sha256
     assert first.sessions[-1]["precision"] == "32-true"
@@ -64,7 +64,7 @@ def test_a_harvest_adds_a_tenth_and_may_be_interrupted(queue):
     config = long_runs.harvest(load_like(folder / "first"), folder / "first")
     assert (config.steps, config.decay_steps) == (6, 2)
     run("--precision", "32-true", "--harvest", "first")
-    record = checkpoints.load(folder / "first")
+    record = pretrained.load(folder / "first")
     assert record.manifest["step"] == 6
     assert record.provenance["plans"][-1] == {"from_step": 4, "steps": 6, "decay_steps": 2}
     assert long_runs.harvest(load_like(folder / "first"), folder / "first") == config
@@ -104,4 +104,4 @@ def test_the_queue_trains_figure_1_in_its_turn(queue, monkeypatch):
     job = figure1.Figure1(0, steps=1, batch_size=2, width=8)
     monkeypatch.setattr(long_runs, "jobs", lambda: {"figure1/post-0": job})
     run("--precision", "32-true")
-    assert checkpoints.load(folder / "figure1" / "post-0").kind == "figure1"
+    assert pretrained.load(folder / "figure1" / "post-0").kind == "figure1"

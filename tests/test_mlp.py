@@ -17,11 +17,9 @@ from ncsn_core.divergence import (
     vector_jacobian,
 )
 from ncsn_core.networks import MLP, ConditionalMLP, Ensemble, count_parameters
-from ncsn_core.objectives import (
-    multilevel_denoising_score_matching,
-    sliced_score_matching_vr,
-)
+from ncsn_core.objectives import denoising_score_matching, sliced_score_matching_vr
 from ncsn_core.randomness import generator_for
+from ncsn_core.schedules import draw_levels
 
 
 def networks(members, dimension=3, hidden=5, seed=0):
@@ -337,7 +335,8 @@ def test_conditional_network_learns_the_score_of_every_level():
     optimizer = torch.optim.Adam(network.parameters(), 6e-3)
     for _ in range(500):
         x = torch.randn(128, 2, generator=generator)
-        loss = multilevel_denoising_score_matching(network, x, sigmas, generator=generator).mean()
+        sigma = draw_levels(sigmas, 128, generator)
+        loss = denoising_score_matching(network, x, sigma, generator=generator).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

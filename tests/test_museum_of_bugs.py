@@ -23,6 +23,7 @@ from ncsn_core.objectives import (
     sliced_score_matching,
     sliced_score_matching_vr,
 )
+from ncsn_core.parametrizations import unconditional
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import langevin, mala
 from ncsn_core.samplers.mala import log_proposal
@@ -83,6 +84,13 @@ def minus_identity_has_trace_minus_4(divergence):
 
 
 # --- chapter 4: the denoising target -----------------------------------------------------------
+
+
+def denoising(score, x, sigma):
+    """½ ‖s(x̃) + (x̃ − x)/σ²‖², for one σ and a score that is not told it."""
+    return denoising_score_matching(
+        unconditional(score), x, torch.full((len(x),), sigma), weight=torch.ones_like
+    )
 
 
 def denoising_towards_the_noise(score, x, sigma):
@@ -281,12 +289,12 @@ EXHIBITS = {
         minus_identity_has_trace_minus_4,
     ),
     "sign of the target": (
-        denoising_score_matching,
+        denoising,
         denoising_towards_the_noise,
         the_score_of_a_point_has_no_denoising_loss,
     ),
     "uniform noise": (
-        denoising_score_matching,
+        denoising,
         denoising_with_uniform_noise,
         score_0_loses_half_the_dimension_over_sigma_squared,
     ),

@@ -1,18 +1,30 @@
-"""Multi-level denoising score matching against closed forms for Gaussian data."""
+"""Denoising over many noise levels against closed forms, and what every loss refuses."""
 
 import math
+from functools import partial
 
 import pytest
-import scipy.stats
 import torch
-from scores import column, within
+from scores import points, within, without_type_checks
 
 from ncsn_core.objectives import (
-    continuous_denoising_score_matching,
-    multilevel_denoising_score_matching,
+    denoising_floor,
+    denoising_score_matching,
+    explicit_score_matching,
+    finite_difference_score_matching,
+    implicit_score_matching,
+    sliced_score_matching,
+    sliced_score_matching_vr,
 )
+from ncsn_core.parametrizations import score_from_denoiser
 from ncsn_core.randomness import generator_for
-from ncsn_core.schedules import geometric_ladder
+from ncsn_core.schedules import (
+    denoiser_weight,
+    draw_levels,
+    geometric_ladder,
+    loss_weight,
+    per_sample,
+)
 
 SIGMAS = geometric_ladder()
 MEAN, SPREAD = 0.4, 0.3  # of the Gaussian data of this module
@@ -24,7 +36,7 @@ def zero(x, sigma):
 
 def exact(x, sigma):
     """∇ log q_σ for data N(MEAN, SPREAD² I): q_σ is N(MEAN, (SPREAD² + σ²) I)."""
-    return (MEAN - x) / (SPREAD**2 + column(sigma, x) ** 2)
+    return (MEAN - x) / (SPREAD**2 + per_sample(sigma, x) ** 2)
 
 
 def gaussian_data(count, *shape, seed=0):
@@ -32,36 +44,36 @@ def gaussian_data(count, *shape, seed=0):
 
 
 def inputs(count=12, shape=(2, 3, 3)):
+    """Data, the noise levels of the ladder in turn, and noise."""
     x = gaussian_data(count, *shape)
-    levels = torch.arange(count) % len(SIGMAS)
-    noise = torch.randn(x.shape, generator=generator_for(0, 1))
-    return x, {"levels": levels, "noise": noise}
+    return x, SIGMAS[torch.arange(count) % 10], torch.randn(x.shape, generator=generator_for(0, 1))
 
 
 # --- values ------------------------------------------------------------------------------------
 
 
 def test_zero_score_has_the_loss_of_the_noise_itself():
-    x, given = inputs()
-    loss = multilevel_denoising_score_matching(zero, x, SIGMAS, **given)
-    expected = 0.5 * given["noise"].square().flatten(1).sum(1)
-    torch.testing.assert_close(loss, expected)
+    x, sigma, noise = inputs()
+    loss = denoising_score_matching(zero, x, sigma, noise=noise)
+    torch.testing.assert_close(loss, 0.5 * noise.square().flatten(1).sum(1))
 
 
-def test_zero_score_has_half_the_dimension_in_expectation():
-    x = torch.rand(4000, 1, 14, 14)
-    loss = multilevel_denoising_score_matching(zero, x, SIGMAS, generator=generator_for(0))
+@pytest.mark.parametrize("sigma", [1e-3, 0.3, 1e3, None])
+def test_zero_score_has_half_the_dimension_in_expectation_at_every_sigma(sigma):
+    x, generator = torch.rand(4000, 1, 14, 14), generator_for(0)
+    levels = draw_levels(SIGMAS, 4000, generator) if sigma is None else torch.full((4000,), sigma)
+    loss = denoising_score_matching(zero, x, levels, generator=generator)
     assert within(loss, 14 * 14 / 2)
     assert loss.std() == pytest.approx((14 * 14 / 2) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("power", [-2.0, 0.0, 1.0, 2.0])
 def test_loss_is_its_formula(power):
-    x, given = inputs()
-    loss = multilevel_denoising_score_matching(exact, x, SIGMAS, weight_power=power, **given)
-    for i, level in enumerate(given["levels"]):
-        sigma = SIGMAS[level].double()
-        noised = x[i].double() + sigma * given["noise"][i].double()
+    x, sigmas, noise = inputs()
+    weight = partial(loss_weight, power=power)
+    loss = denoising_score_matching(exact, x, sigmas, noise=noise, weight=weight)
+    for i, sigma in enumerate(sigmas.double()):
+        noised = x[i].double() + sigma * noise[i].double()
         score = (MEAN - noised) / (SPREAD**2 + sigma**2)
         residual = score + (noised - x[i].double()) / sigma**2
         expected = sigma**power * 0.5 * residual.square().sum()
@@ -72,26 +84,37 @@ def test_loss_is_its_formula(power):
 def test_exact_score_reaches_the_known_floor(level):
     """σ²·½(D/σ² − E‖∇ log q_σ‖²) = ½ D s²/(s² + σ²) for Gaussian data of standard deviation s."""
     dimension, count = 8, 20_000
-    loss = multilevel_denoising_score_matching(
+    loss = denoising_score_matching(
         exact,
         gaussian_data(count, dimension),
-        SIGMAS,
-        levels=torch.full((count,), level),
+        SIGMAS[level].expand(count),
         generator=generator_for(0, 2),
     )
     variance = float(SIGMAS[level]) ** 2
     assert within(loss, 0.5 * dimension * SPREAD**2 / (SPREAD**2 + variance))
 
 
+@pytest.mark.parametrize("weight", [loss_weight, torch.ones_like, torch.sqrt])
+def test_exact_score_has_the_weighted_floor_as_its_loss(weight):
+    """λ(σ) times the mean of `denoising_floor`, whatever λ, over all levels."""
+    count = 20_000
+    x, generator = gaussian_data(count, 3), generator_for(0, 6)
+    sigma, z = draw_levels(SIGMAS[:4], count, generator), torch.randn(count, 3, generator=generator)
+    loss = denoising_score_matching(exact, x, sigma, noise=z, weight=weight)
+    floor = weight(sigma) * denoising_floor(exact, x + per_sample(sigma, x) * z, sigma)
+    assert floor.mean() > 0.1
+    assert within(loss - floor, 0.0)
+
+
 def test_exact_score_is_a_stationary_point():
     """The gradient of the expected loss along x̃-linear and constant changes is zero there."""
-    count = 20_000
+    count, generator = 20_000, generator_for(0, 3)
     slope, offset = (torch.full((count, 1), v, requires_grad=True) for v in (1.0, 0.0))
-    multilevel_denoising_score_matching(
+    denoising_score_matching(
         lambda x, sigma: slope * exact(x, sigma) + offset,
         gaussian_data(count, 4),
-        SIGMAS,
-        generator=generator_for(0, 3),
+        draw_levels(SIGMAS, count, generator),
+        generator=generator,
     ).sum().backward()
     assert within(slope.grad, 0.0)
     assert within(offset.grad, 0.0)
@@ -109,87 +132,179 @@ def test_exact_score_is_a_stationary_point():
 )
 def test_every_other_score_has_a_larger_loss(wrong):
     x = gaussian_data(20_000, 4)
+    sigma = draw_levels(SIGMAS, len(x), generator_for(0, 4))
     losses = [
-        multilevel_denoising_score_matching(score, x, SIGMAS, generator=generator_for(0, 4))
+        denoising_score_matching(score, x, sigma, generator=generator_for(0, 5))
         for score in (exact, wrong)
     ]
     excess = losses[1] - losses[0]
     assert excess.mean() > 4 * excess.std() / len(x) ** 0.5
 
 
-# --- what is drawn -----------------------------------------------------------------------------
+# --- the weight --------------------------------------------------------------------------------
 
 
-def test_levels_are_uniform():
-    seen = []
-
-    def watched(x, sigma):
-        seen.append(sigma)
-        return torch.zeros_like(x)
-
-    x = torch.zeros(20_000, 1)
-    multilevel_denoising_score_matching(watched, x, SIGMAS, generator=generator_for(0))
-    counts = torch.stack([(seen[0] == sigma).sum() for sigma in SIGMAS]).double()
-    assert counts.sum() == len(x)
-    chi_squared = ((counts - 2000) ** 2 / 2000).sum()
-    assert chi_squared < 27.88  # 9 degrees of freedom, exceeded once in a thousand
+def test_without_a_weight_the_loss_is_that_of_equation_5():
+    """½ ‖s(x̃, σ) + (x̃ − x)/σ²‖²."""
+    x, sigma, noise = inputs()
+    loss = denoising_score_matching(exact, x, sigma, noise=noise, weight=torch.ones_like)
+    column = per_sample(sigma, x)
+    noised = x + column * noise
+    residual = (exact(noised, sigma) + (noised - x) / column**2).flatten(1)
+    torch.testing.assert_close(loss, residual.square().sum(1) / 2, rtol=1e-4, atol=0)
 
 
-def test_levels_and_noise_can_be_injected_alone():
-    x, given = inputs()
-    full = multilevel_denoising_score_matching(exact, x, SIGMAS, **given)
-    torch.manual_seed(0)
-    drawn = torch.randint(len(SIGMAS), (len(x),))
-    torch.manual_seed(0)
-    partly = multilevel_denoising_score_matching(exact, x, SIGMAS, noise=given["noise"])
-    again = multilevel_denoising_score_matching(
-        exact, x, SIGMAS, noise=given["noise"], levels=drawn
-    )
-    assert torch.equal(partly, again)
-    assert not torch.equal(full, partly)
-
-
-# --- every σ between two ends -------------------------------------------------------------------
-
-
-def test_continuous_loss_is_its_formula():
+def test_loss_with_the_denoisers_weight_is_its_formula():
     score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # noqa: E731
     x, noise = torch.randn(5, 3), torch.randn(5, 3)
     sigma = torch.tensor([2.0, 1.0, 0.5, 0.1, 0.02])
-    got = continuous_denoising_score_matching(
-        score, x, (2.0, 0.02), data_std=0.5, sigma=sigma, noise=noise
+    got = denoising_score_matching(
+        score, x, sigma, noise=noise, weight=partial(denoiser_weight, data_std=0.5)
     )
     noised = x + sigma[:, None] * noise
     error = 0.5 * (score(noised, sigma) + noise / sigma[:, None]).square().sum(1)
     torch.testing.assert_close(got, error * sigma**2 * (sigma**2 + 0.25) / 0.25)
 
 
-def test_log_sigma_is_uniform_between_the_ends():
-    seen = []
-
-    def watches(x, sigma):
-        seen.append(sigma)
-        return torch.zeros_like(x)
-
-    continuous_denoising_score_matching(
-        watches, torch.zeros(40_000, 1), (8.0, 0.01), data_std=0.5, generator=generator_for(0)
+def test_the_denoisers_weight_makes_the_loss_that_of_a_preconditioned_network():
+    """½ ‖(D − x)/c‖² for a denoiser D = … + c F, c² = σ²s²/(σ² + s²) (Karras et al. 2022)."""
+    x, noise = points(5, (3,)), points(5, (3,), seed=1)
+    sigma = torch.tensor([8.0, 1.0, 0.5, 0.1, 0.01]).double()
+    denoiser = lambda y, sigma: torch.sin(3 * y) * sigma[:, None]  # noqa: E731
+    got = denoising_score_matching(
+        score_from_denoiser(denoiser),
+        x,
+        sigma,
+        noise=noise,
+        weight=partial(denoiser_weight, data_std=0.5),
     )
-    u = (seen[0] / 0.01).log() / math.log(800)
-    assert u.min() >= 0
-    assert u.max() <= 1
-    assert scipy.stats.kstest(u.numpy(), "uniform").pvalue > 1e-4
+    error = denoiser(x + sigma[:, None] * noise, sigma) - x
+    scale = (sigma * 0.5 / (sigma**2 + 0.25).sqrt())[:, None]
+    torch.testing.assert_close(got, (error / scale).square().sum(1) / 2)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"ends": (0.01, 8.0), "data_std": 0.5},
-        {"ends": (1.0, 0.0), "data_std": 0.5},
-        {"ends": (1.0, 0.1), "data_std": 0.0},
-    ],
-)
-def test_impossible_ends_are_refused(settings):
-    with pytest.raises(ValueError, match="first > last > 0"):
-        continuous_denoising_score_matching(
-            lambda x, sigma: x, torch.zeros(1, 1), settings["ends"], data_std=settings["data_std"]
-        )
+# --- what every loss has in common ---------------------------------------------------------------
+
+SLICED = {
+    "sliced": sliced_score_matching,
+    "reduced variance": sliced_score_matching_vr,
+    "finite differences": finite_difference_score_matching,
+}
+AT_SIGMA = {"denoising": denoising_score_matching, "floor": denoising_floor, **SLICED}
+OF_DATA = {
+    "explicit": lambda score, x: explicit_score_matching(score, x, torch.neg),
+    "implicit": implicit_score_matching,
+    **SLICED,
+}
+at_sigma = pytest.mark.parametrize("loss", AT_SIGMA.values(), ids=AT_SIGMA)
+of_data = pytest.mark.parametrize("loss", OF_DATA.values(), ids=OF_DATA)
+sliced = pytest.mark.parametrize("loss", SLICED.values(), ids=SLICED)
+
+
+def never(x, sigma=None):
+    pytest.fail("the score was evaluated")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", [name for name in AT_SIGMA if name != "floor"])
+def test_noise_is_drawn_from_the_generator_before_anything_else_or_given(name, seed):
+    x, sigma, noise = inputs()
+    generator, again = generator_for(seed), generator_for(seed)
+    drawn = AT_SIGMA[name](exact, x, sigma, generator=generator)
+    z = torch.randn(x.shape, generator=again)
+    assert torch.equal(AT_SIGMA[name](exact, x, sigma, noise=z, generator=again), drawn)
+    assert torch.equal(generator.get_state(), again.get_state())
+    again = generator_for(seed)
+    assert not torch.equal(AT_SIGMA[name](exact, x, sigma, noise=noise, generator=again), drawn)
+
+
+@sliced
+@pytest.mark.parametrize("weight", [loss_weight, torch.ones_like])
+def test_sliced_losses_at_sigma_are_those_of_the_noised_data_weighted(loss, weight):
+    """λ(σ) times the loss of s(·, σ) at x + σz."""
+    x, sigma, noise = inputs()
+    v = torch.randn(2, *x.shape, generator=generator_for(0, 2))
+    got = loss(exact, x, sigma, noise=noise, weight=weight, v=v)
+    for i, level in enumerate(sigma):
+        noised = (x[i] + level * noise[i]).unsqueeze(0)
+        alone = loss(lambda y, s=level: exact(y, s.expand(len(y))), noised, v=v[:, i : i + 1])
+        torch.testing.assert_close(got[i : i + 1], weight(level) * alone, rtol=1e-4, atol=1e-4)
+
+
+@sliced
+def test_sliced_losses_of_data_have_no_weight(loss):
+    x, v = points(4, (3,)), points(2, (4, 3), seed=1)
+    plain = loss(torch.sin, x, v=v)
+    assert torch.equal(loss(torch.sin, x, v=v, weight=never), plain)
+
+
+def test_directions_of_length_1_would_divide_the_sliced_loss_by_the_dimension():
+    x, v = points(4, (5,)), points(2, (4, 5), seed=1)
+    short = sliced_score_matching(torch.sin, x, v=v / 5**0.5)
+    torch.testing.assert_close(short, sliced_score_matching(torch.sin, x, v=v) / 5)
+
+
+@pytest.mark.parametrize("name", [name for name in AT_SIGMA if name != "sliced"])
+def test_losses_are_summed_over_the_dimensions_and_not_averaged(name):
+    """Two independent halves with the same numbers have twice the loss of one."""
+    x, sigma, noise = inputs(shape=(4,))
+    drawn = {} if name == "floor" else {"noise": noise}
+    if name in SLICED:
+        drawn |= {"v": torch.randn(1, *x.shape)}
+    one = AT_SIGMA[name](exact, x, sigma, **drawn)
+    drawn = {key: torch.cat([half, half], -1) for key, half in drawn.items()}
+    two = AT_SIGMA[name](exact, torch.cat([x, x], 1), sigma, **drawn)
+    torch.testing.assert_close(two, 2 * one, rtol=1e-4, atol=1e-4)
+
+
+CASES = {f"{name} of data": loss for name, loss in OF_DATA.items()} | {
+    f"{name} at σ": lambda score, x, loss=loss: loss(score, x, torch.ones(len(x)))
+    for name, loss in AT_SIGMA.items()
+}
+every = pytest.mark.parametrize("loss", CASES.values(), ids=CASES)
+
+
+@every
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_point_that_is_not_finite_is_named_before_the_score_is_asked(loss, bad):
+    x = torch.zeros(4, 3)
+    x[2, 1] = bad
+    with pytest.raises(ValueError, match="sample 2 of the batch holds NaN or infinity"):
+        loss(never, x)
+
+
+@every
+def test_a_score_that_changes_the_shape_is_refused(loss):
+    for wrong in (lambda x, sigma=None: x[:, :1], lambda x, sigma=None: x[:1]):
+        with pytest.raises(ValueError, match=r"the shape of its input, \(4, 3\); got"):
+            loss(wrong, torch.zeros(4, 3))
+
+
+@at_sigma
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (4, 1), (1, 4)])
+def test_sigma_has_one_value_for_each_sample(loss, shape):
+    """Some of them would broadcast silently."""
+    message = rf"one value for each of the 4 samples; got shape \({', '.join(map(str, shape))}"
+    with without_type_checks(), pytest.raises(ValueError, match=message):
+        loss(never, torch.zeros(4, 3), torch.ones(shape))
+    with without_type_checks(), pytest.raises(ValueError, match=message):
+        loss(never, torch.zeros(4, 3), sigma=torch.ones(shape))
+
+
+@at_sigma
+@pytest.mark.parametrize("bad", [0.0, -0.5, math.nan, math.inf])
+def test_sigma_is_positive_and_finite(loss, bad):
+    sigma = torch.tensor([0.5, bad])
+    for given in ((sigma,), ()):
+        named = {} if given else {"sigma": sigma}
+        with pytest.raises(ValueError, match=rf"must be positive and finite; got \[0.5, {bad}\]"):
+            loss(never, torch.zeros(2, 3), *given, **named)
+
+
+@at_sigma
+def test_score_points_and_sigma_may_be_named(loss):
+    x, sigma, _ = inputs()
+    torch.manual_seed(1)
+    named = loss(score=exact, x=x, sigma=sigma)
+    torch.manual_seed(1)
+    assert torch.equal(named, loss(exact, x, sigma))

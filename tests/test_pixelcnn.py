@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ncsn_core.networks.pixelcnn import MaskedConv2d, PixelCNN
+from ncsn_core.baselines.pixelcnn import MaskedConv2d, PixelCNN
 from ncsn_core.randomness import generator_for
 
 

@@ -310,9 +310,9 @@ DEFECTS = [
     ),
     defect(
         "noise of one size at every level",
-        "objectives",
-        "return x + column * noise, noise / column",
-        "return x + noise, noise / column",
+        "metrics/images",
+        "score(batch + column * z, sigma)",
+        "score(batch + z, sigma)",
         "10_ncsn",
         "17 weighted",
         "107",

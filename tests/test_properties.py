@@ -13,21 +13,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scores import column, global_generator_untouched, points
+from scores import global_generator_untouched, one_level, points
 
 from ncsn_core import divergence, objectives, samplers, schedules
-from ncsn_core.data import block_average, dequantize, to_unit
-from ncsn_core.diagnostics import binned, distance_to_nearest, mode_weights, sliced_wasserstein
-from ncsn_core.generation import to_bytes
+from ncsn_core.data import block_average, dequantize, to_bytes, to_unit
+from ncsn_core.metrics.samples import binned, distance_to_nearest, mode_weights, sliced_wasserstein
 from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
+from ncsn_core.parametrizations import unconditional
 from ncsn_core.randomness import generator_for
+from ncsn_core.schedules import denoiser_weight, draw_levels, draw_log_uniform, per_sample
 
 SIGMAS = torch.tensor([1.0, 0.3, 0.1])
 
 
 def score(x, sigma=None):
     """Of N(0, 2I) or N(0, (1 + σ²)I), and a whirl, so that the Jacobian has no symmetry."""
-    variance = 2 if sigma is None else 1 + column(sigma, x) ** 2
+    variance = 2 if sigma is None else 1 + per_sample(sigma, x) ** 2
     return (x.flatten(1).roll(1, 1).reshape(x.shape) / 4 - x) / variance
 
 
@@ -37,13 +38,22 @@ OBJECTIVES = {
     "finite differences": lambda s, x, g: objectives.finite_difference_score_matching(
         s, x, generator=g
     ),
-    "denoising": lambda s, x, g: objectives.denoising_score_matching(s, x, 0.5, generator=g),
-    "denoising floor": lambda s, x, g: objectives.denoising_floor(x, 0.5, s),
-    "multilevel": lambda s, x, g: objectives.multilevel_denoising_score_matching(
-        s, x, SIGMAS, generator=g
+    "denoising": lambda s, x, g: objectives.denoising_score_matching(
+        unconditional(s), x, one_level(x, 0.5), weight=torch.ones_like, generator=g
     ),
-    "continuous": lambda s, x, g: objectives.continuous_denoising_score_matching(
-        s, x, (1.0, 0.1), data_std=0.5, generator=g
+    "denoising floor": lambda s, x, g: objectives.denoising_floor(s, x, one_level(x, 0.5)),
+    "multilevel": lambda s, x, g: objectives.denoising_score_matching(
+        s, x, draw_levels(SIGMAS.to(x), len(x), g), generator=g
+    ),
+    "continuous": lambda s, x, g: objectives.denoising_score_matching(
+        s,
+        x,
+        draw_log_uniform(1.0, 0.1, len(x), g).to(x),
+        weight=partial(denoiser_weight, data_std=0.5),
+        generator=g,
+    ),
+    "multilevel finite differences": lambda s, x, g: objectives.finite_difference_score_matching(
+        s, x, draw_levels(SIGMAS.to(x), len(x), g), generator=g
     ),
     "antisymmetry": lambda s, x, g: divergence.antisymmetry(s, x, generator=g),
 }
@@ -59,10 +69,16 @@ for mode in ("forward", "reverse"):
         "hutchinson": divergence.hutchinson_divergence,
         "sliced": objectives.sliced_score_matching,
         "reduced variance": objectives.sliced_score_matching_vr,
-        "multilevel sliced": partial(objectives.multilevel_sliced_score_matching, sigmas=SIGMAS),
     }.items():
         OBJECTIVES[f"{name}, {mode}"] = lambda s, x, g, f=function, m=mode: f(
             s, x, mode=m, generator=g
+        )
+    for name, function in {
+        "multilevel sliced": objectives.sliced_score_matching,
+        "multilevel reduced variance": objectives.sliced_score_matching_vr,
+    }.items():
+        OBJECTIVES[f"{name}, {mode}"] = lambda s, x, g, f=function, m=mode: f(
+            s, x, draw_levels(SIGMAS.to(x), len(x), g), mode=m, generator=g
         )
 SAMPLERS = {
     "langevin": lambda s, x, g: samplers.langevin(s, x, epsilon=0.1, steps=3, generator=g),
@@ -80,7 +96,7 @@ SAMPLERS = {
         s, x, SIGMAS, epsilon=1e-3, steps_per_level=2, denoise=True, generator=g
     ),
     "consistent": lambda s, x, g: samplers.consistent_annealed(
-        s, x, SIGMAS, epsilon=2e-2, generator=g
+        s, x, SIGMAS, epsilon=2e-2, denoise=True, generator=g
     ),
     "reverse": lambda s, x, g: samplers.reverse_diffusion(
         s, x, SIGMAS, corrector_steps=1, generator=g
@@ -172,11 +188,7 @@ def test_a_point_that_is_not_finite_is_never_answered_by_a_finite_number(name, b
     assert not torch.isfinite(found[row]).all()
 
 
-# The two others leave that to `training`, which stops at a loss that is not finite.
-NAMING = [*(name for name in OBJECTIVES if name not in ("multilevel", "continuous")), "jacobian"]
-
-
-@pytest.mark.parametrize("name", NAMING)
+@pytest.mark.parametrize("name", [*OBJECTIVES, "jacobian"])
 def test_a_sample_that_is_not_finite_is_named(name):
     for value in (math.nan, math.inf, -math.inf):
         x = points(5, (2, 2))
@@ -258,23 +270,24 @@ def test_a_ladder_is_a_ladder_or_an_error(first, decades, levels):
 
 @given(exponent=st.floats(-30, 30))
 def test_denoising_at_any_noise_is_finite_and_not_negative_or_an_error(exponent):
+    def loss(x):
+        sigma = one_level(x, 10.0**exponent)
+        return objectives.denoising_score_matching(
+            unconditional(score), x, sigma, weight=torch.ones_like, generator=generator_for(0)
+        )
+
     x = points(4, (3,))
-    sigma = 10.0**exponent
-    loss = objectives.denoising_score_matching(score, x, sigma, generator=generator_for(0))
-    assert torch.isfinite(loss).all()
-    assert (loss >= 0).all()
+    assert torch.isfinite(loss(x)).all()
+    assert (loss(x) >= 0).all()
     # In single precision the target z/σ of a tiny σ has no square.
-    single = objectives.denoising_score_matching(
-        score, x.float(), sigma, generator=generator_for(0)
-    )
-    assert not single.isnan().any()
+    assert not loss(x.float()).isnan().any()
 
 
-@given(sigma=st.sampled_from([0.0, -1.0, math.nan, -math.inf]))
-def test_noise_that_is_not_positive_is_refused(sigma):
+@given(sigma=st.sampled_from([0.0, -1.0, math.nan, -math.inf, math.inf]))
+def test_noise_that_is_not_positive_and_finite_is_refused(sigma):
     x = points(2, (3,))
-    with pytest.raises(ValueError, match="positive sigma"):
-        objectives.denoising_score_matching(score, x, sigma)
+    with pytest.raises(ValueError, match="positive and finite"):
+        objectives.denoising_score_matching(score, x, one_level(x, sigma))
     with pytest.raises(ValueError, match="positive"):
         schedules.geometric_ladder(1.0, sigma, 3)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ncsn_core import checkpoints, provenance
+from ncsn_core import pretrained, provenance
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_a_record_elsewhere_is_no_change(checkout, tmp_path_factory):
 
 
 def test_reading_a_record_opens_it():
-    checkpoints.load("mnist")
-    assert (checkpoints.MODELS / "mnist" / "manifest.json").resolve() in provenance._records
+    pretrained.load("mnist")
+    assert (pretrained.MODELS / "mnist" / "manifest.json").resolve() in provenance._records
 
 
 def test_the_cells_of_the_executed_notebook_count_and_its_outputs_do_not(checkout, monkeypatch):

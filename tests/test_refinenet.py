@@ -1,5 +1,6 @@
 """The RefineNet against an independent network, its published sizes, and its fast paths."""
 
+import functools
 import subprocess
 import sys
 
@@ -11,14 +12,17 @@ from weights import randomized, relative_error
 
 from ncsn_core.book.plain import CondRefineNetDilated
 from ncsn_core.convert import from_authors
+from ncsn_core.devices import can_compile
 from ncsn_core.networks import RefineNet, count_parameters
 from ncsn_core.networks.refinenet import (
     ConditionalInstanceNormPlus,
+    _by_kernel,
+    _in_two_passes,
     box_average,
     instance_norm_plus,
+    normalize,
     rows,
 )
-from ncsn_core.training import can_compile
 
 
 def modules(network, kind):
@@ -194,11 +198,69 @@ def norm_arguments(batch=3, channels=5, size=6):
     return x, gamma, beta, alpha
 
 
+FAST = {
+    "by kernel": _by_kernel,
+    "in two passes": _in_two_passes,
+    "eager": functools.partial(normalize, compiled=False),
+}
+every_fast_form = pytest.mark.parametrize("fast", FAST.values(), ids=FAST.keys())
+
+
 def test_normalization_is_its_formula():
     x, gamma, beta, alpha = norm_arguments()
     expected = norm_formula(x, gamma, beta, alpha).float()
     torch.testing.assert_close(instance_norm_plus(x, gamma, beta, alpha), expected)
-    torch.testing.assert_close(instance_norm_plus(x, gamma, beta, alpha, elu=True), F.elu(expected))
+
+
+@every_fast_form
+@pytest.mark.parametrize("elu", [False, True])
+@pytest.mark.parametrize("means", [False, True])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_every_fast_form_is_the_formula_and_has_its_gradients(fast, elu, means, memory):
+    """With an ELU after it or without, with the means or without, however it lies in memory."""
+    results = []
+    for form in (instance_norm_plus, fast):
+        torch.manual_seed(0)
+        x, *coefficients = (t.requires_grad_() for t in norm_arguments())
+        gamma, beta, alpha = coefficients[0], coefficients[1], coefficients[2] if means else None
+        given = (x.to(memory_format=memory), gamma, beta, alpha)
+        if form is instance_norm_plus:
+            y = F.elu(form(*given)) if elu else form(*given)
+        else:
+            y = form(*given, elu=elu)
+        y.square().sum().backward()
+        results.append([y.detach(), *(t.grad for t in (x, gamma, beta, alpha) if t is not None)])
+    for got, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@every_fast_form
+def test_fast_forms_keep_bfloat16_with_statistics_in_float32(fast):
+    """A mean of 40 with a spread of 1, of which bfloat16 would leave nothing in a square."""
+    x, *coefficients = norm_arguments(size=16)
+    x = (x + 40).bfloat16()
+    got = fast(x, *coefficients, elu=False)
+    expected = norm_formula(x.float(), *coefficients)
+    assert got.dtype == torch.bfloat16
+    assert relative_error(got.double(), expected) < 0.01
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_forward_derivative_takes_the_form_whose_second_derivative_is_right(compiled):
+    """Not torch's own kernel; and not the compiler's, which has no forward mode."""
+    x, *coefficients = norm_arguments()
+    v = torch.randn_like(x)
+
+    def product(form):
+        at = x.clone().requires_grad_()
+        _, along = torch.func.jvp(form, (at,), (v,))
+        (gradient,) = torch.autograd.grad(along.square().sum(), at)
+        return along.detach(), gradient
+
+    got = product(lambda y: normalize(y, *coefficients, elu=False, compiled=compiled))
+    expected = product(lambda y: instance_norm_plus(y, *coefficients))
+    for mine, formula in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, formula, rtol=1e-3, atol=1e-3)
 
 
 def test_without_alpha_it_is_plain_instance_normalization():
@@ -228,21 +290,28 @@ def test_keep_means_off_builds_a_network_without_alpha():
 
 COMPARE_COMPILED_WITH_EAGER = """
 import torch
-from ncsn_core.networks.refinenet import compiled_instance_norm_plus, instance_norm_plus
+from torch.nn.functional import elu
+from ncsn_core.networks.refinenet import instance_norm_plus, normalize
 
 torch.manual_seed(0)
 x = 2 * torch.randn(3, 5, 6, 6) + torch.randn(3, 5, 1, 1)
 gamma, beta, alpha = torch.randn(3, 3, 5)
 outputs, gradients = [], []
-for normalize in (instance_norm_plus, compiled_instance_norm_plus()):
+for compiled in (None, False, True):
     leaves = [t.clone().requires_grad_() for t in (x, gamma, beta, alpha)]
-    y = normalize(*leaves, elu=True)
+    if compiled is None:
+        y = elu(instance_norm_plus(*leaves))
+    else:
+        y = normalize(*leaves, elu=True, compiled=compiled)
     y.square().sum().backward()
     outputs.append(y.detach())
     gradients.append([leaf.grad for leaf in leaves])
-torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
-for eager, compiled in zip(*gradients):
-    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+formula, eager, compiled = outputs
+torch.testing.assert_close(eager, formula, rtol=1e-5, atol=1e-5)
+torch.testing.assert_close(compiled, formula, rtol=1e-5, atol=1e-5)
+for formula, eager, compiled in zip(*gradients):
+    torch.testing.assert_close(eager, formula, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled, formula, rtol=1e-4, atol=1e-4)
 print("agree")
 """
 
@@ -263,9 +332,9 @@ def test_compiled_normalization_agrees_with_the_eager_one():
 
 
 def test_without_normalization_only_scale_and_shift_are_left():
-    """A feature map of any mean and variance comes out as γ x + β, fused or not."""
+    """A feature map of any mean and variance comes out as γ x + β, compiled or not."""
     network = RefineNet(2, 1, 8, levels=3, normalize=False)
-    network.fuse_normalizations()
+    network.compile_normalizations()
     norms = modules(network, ConditionalInstanceNormPlus)
     assert all(norm.alpha is None for norm in norms)
     norm = norms[0]
@@ -275,12 +344,12 @@ def test_without_normalization_only_scale_and_shift_are_left():
     torch.testing.assert_close(norm(x, level), F.elu(gamma * x + beta))
 
 
-def test_fuse_normalizations_switches_all_of_them():
+def test_compile_normalizations_switches_all_of_them():
     network = RefineNet(2, 1, 8, 2)
-    network.fuse_normalizations()
-    assert all(norm.fused for norm in modules(network, ConditionalInstanceNormPlus))
-    network.fuse_normalizations(False)
-    assert not any(norm.fused for norm in modules(network, ConditionalInstanceNormPlus))
+    network.compile_normalizations()
+    assert all(norm.compiled for norm in modules(network, ConditionalInstanceNormPlus))
+    network.compile_normalizations(False)
+    assert not any(norm.compiled for norm in modules(network, ConditionalInstanceNormPlus))
 
 
 # --- pooling -----------------------------------------------------------------------------------

@@ -61,8 +61,8 @@ def test_signal_to_noise_ratio_is_the_same_at_every_level(epsilon, ratio):
     ratios = []
 
     def observe(state):
-        signal = (state.alpha / 2 * state.score).flatten(1).norm(dim=1).mean()
-        ratios.append(float(signal) / (state.alpha * dimension) ** 0.5)
+        signal = (state.step_size / 2 * state.score).flatten(1).norm(dim=1).mean()
+        ratios.append(float(signal) / (state.step_size * dimension) ** 0.5)
 
     def score(x, sigma):  # the samples are put where they should be: at σ z
         return point_mass(torch.randn(x.shape) * sigma[:, None], sigma)
@@ -137,7 +137,7 @@ def test_callback_sees_every_update_in_order():
     alphas = langevin_step_sizes(LADDER, 2e-3).tolist()
     assert [(s.level, s.step) for s in states] == [(i, t) for i in range(4) for t in range(2)]
     assert [s.sigma for s in states[::2]] == LADDER.tolist()
-    assert [s.alpha for s in states[::2]] == alphas
+    assert [s.step_size for s in states[::2]] == alphas
     assert torch.equal(states[-1].x, end)
 
 
@@ -190,7 +190,7 @@ def test_samples_may_be_single_numbers():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_stops_with_level_and_step(bad):
+def test_a_score_that_is_not_finite_stops_with_evaluation_and_sigma(bad):
     calls = []
 
     def score(x, sigma):
@@ -200,7 +200,7 @@ def test_a_score_that_is_not_finite_stops_with_level_and_step(bad):
             s[1, 0] = bad
         return s
 
-    with pytest.raises(FloatingPointError, match=r"level 2 of 4 \(sigma = 0.4642\), step 3"):
+    with pytest.raises(FloatingPointError, match=r"at evaluation 8 \(sigma = 0.4642\)"):
         sample(score=score)
     assert len(calls) == 8
 
@@ -211,15 +211,15 @@ def test_a_score_that_is_not_finite_stops_the_final_denoising_too():
         return torch.full_like(x, math.nan if len(calls) == 21 else 0.0)
 
     calls = []
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match=r"at evaluation 21 \(sigma = 0.1\)"):
         sample(score=score, denoise=True)
 
 
-def test_a_score_that_is_not_finite_is_told_with_its_level_and_step():
+def test_a_score_that_is_not_finite_is_told_with_its_evaluation_and_sigma():
     def score(x, sigma):
         return torch.full_like(x, math.nan if float(sigma[0]) < float(LADDER[0]) else 0.0)
 
-    with pytest.raises(FloatingPointError, match=rf"level 2 of {len(LADDER)} .*, step 1;"):
+    with pytest.raises(FloatingPointError, match=r"evaluation 6 \(sigma = 0.4642\);"):
         sample(score=score)
 
 

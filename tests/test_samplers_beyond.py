@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from scores import MIXTURE, column, point_mass, without_type_checks
+from scores import MIXTURE, point_mass, without_type_checks
 
-from ncsn_core.benchmark import log_log_slope
 from ncsn_core.divergence import hutchinson_divergence
+from ncsn_core.errors import UnknownNameError
+from ncsn_core.metrics.cost import log_log_slope
 from ncsn_core.randomness import generator_for
 from ncsn_core.samplers import (
     annealed_langevin,
@@ -18,13 +19,13 @@ from ncsn_core.samplers import (
     reverse_diffusion,
     solve_probability_flow,
 )
-from ncsn_core.schedules import geometric_ladder, karras_ladder
+from ncsn_core.schedules import geometric_ladder, karras_ladder, per_sample
 
 SPREAD = 0.5  # of the Gaussian data N(0, SPREAD² I) of this module
 
 
 def gaussian(x, sigma):
-    return -x / (SPREAD**2 + column(sigma, x) ** 2)
+    return -x / (SPREAD**2 + per_sample(sigma, x) ** 2)
 
 
 def mixture(x, sigma):
@@ -81,13 +82,17 @@ def test_every_update_is_shown(sampler):
     assert not any(torch.equal(a.x, b.x) for a, b in pairwise(seen))
 
 
-@every
-def test_a_score_that_is_not_finite_is_named_with_its_level(sampler):
-    def broken(x, sigma):
-        return torch.where(column(sigma, x) < 0.3, torch.nan, gaussian(x, sigma))
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_score_that_is_not_finite_is_named_with_evaluation_and_sigma(name):
+    """The first level below 0.3 is the fourth of six."""
 
-    with pytest.raises(FloatingPointError, match="not finite at level 4 of 6"):
-        sampler(broken, torch.randn(3, 2), geometric_ladder(1.0, 0.1, 6))
+    def broken(x, sigma):
+        return torch.where(per_sample(sigma, x) < 0.3, torch.nan, gaussian(x, sigma))
+
+    first = {"predictor-corrector": 10, "heun": 6}.get(name, 4)
+    message = rf"not finite at evaluation {first} \(sigma = 0\.2512\)"
+    with pytest.raises(FloatingPointError, match=message):
+        SAMPLERS[name](broken, torch.randn(3, 2), geometric_ladder(1.0, 0.1, 6))
 
 
 @every
@@ -102,7 +107,7 @@ def test_a_ladder_that_rises_is_refused(sampler):
 @pytest.mark.parametrize(
     ("name", "evaluations"),
     [
-        ("consistent", 7),
+        ("consistent", 6),
         ("reverse", 6),
         ("predictor-corrector", 18),
         ("euler", 6),
@@ -131,7 +136,6 @@ def test_noise_stays_on_the_ladder(eta):
         start,
         sigmas,
         epsilon=2 * 0.01 * eta,
-        denoise=False,
         generator=generator_for(1),
         callback=lambda state: seen.append(float(state.x.var())),
     )
@@ -152,6 +156,17 @@ def test_consistency_is_that_of_a_single_point(eta):
         variance = kept**2 * variance + low**2 - ((1 - eta) * high) ** 2
     assert float(x.var()) == pytest.approx(variance, rel=0.01 + 4 * (2 / n) ** 0.5)
     assert variance < SPREAD**2 * (1 - eta / 4)
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+def test_consistent_annealing_denoises_only_when_asked(denoise):
+    x, sigmas, states = torch.randn(3, 2), geometric_ladder(1.0, 0.1, 6), []
+    score, asked = counting(gaussian)
+    got = SAMPLERS["consistent"](score, x, sigmas, denoise=denoise, callback=states.append)
+    last = states[-1].x
+    assert len(asked) == 6 + denoise
+    expected = last + 0.01 * gaussian(last, sigmas[-1:].expand(3)) if denoise else last
+    torch.testing.assert_close(got, expected)
 
 
 def test_langevin_dynamics_does_not_stay_on_the_ladder():
@@ -187,8 +202,8 @@ def test_predictors_are_their_formulas():
     z = torch.randn(4, 2, generator=generator_for(5))
     drop = 0.8**2 - 0.3**2
     for ancestral, scale in ((False, 1.0), (True, 0.3 / 0.8)):
-        middle = x + drop * gaussian(x, sigmas[:1]) + scale * drop**0.5 * z
-        expected = middle + 0.3**2 * gaussian(middle, sigmas[1:])
+        middle = x + drop * gaussian(x, sigmas[:1].expand(4)) + scale * drop**0.5 * z
+        expected = middle + 0.3**2 * gaussian(middle, sigmas[1:].expand(4))
         got = reverse_diffusion(
             gaussian, x, sigmas, ancestral=ancestral, generator=generator_for(5)
         )
@@ -203,7 +218,7 @@ def test_correctors_are_langevin_steps_of_the_stated_size():
         x,
         sigmas,
         corrector_steps=3,
-        signal_to_noise=0.1**0.5,
+        snr=0.1**0.5,
         generator=generator_for(0),
         callback=seen.append,
     )
@@ -220,7 +235,7 @@ def test_correctors_are_langevin_steps_of_the_stated_size():
     torch.testing.assert_close(seen[-1].x, by_langevin)
 
 
-@pytest.mark.parametrize("bad", [{"corrector_steps": -1}, {"signal_to_noise": 0.0}])
+@pytest.mark.parametrize("bad", [{"corrector_steps": -1}, {"snr": 0.0}])
 def test_impossible_correctors_are_refused(bad):
     with pytest.raises(ValueError, match="corrector_steps"):
         reverse_diffusion(gaussian, torch.zeros(1, 1), torch.ones(1), **bad)
@@ -253,13 +268,18 @@ def test_an_unknown_method_is_refused():
     x, sigmas = torch.zeros(1, 1), torch.ones(1)
     with pytest.raises((ValueError, TypeError), match=r"(?s)euler.*heun.*multistep"):
         probability_flow(gaussian, x, sigmas, method="rk4")
-    with without_type_checks(), pytest.raises(ValueError, match="'multistep'; got 'rk4'"):
+    with (
+        without_type_checks(),
+        pytest.raises(
+            UnknownNameError, match="unknown method 'rk4'; known: euler, heun, multistep"
+        ),
+    ):
         probability_flow(gaussian, x, sigmas, method="rk4")
 
 
 def test_a_ladder_of_one_level_is_one_denoising_step():
     x = torch.randn(3, 2)
-    expected = x + 0.49 * gaussian(x, torch.tensor([0.7]))
+    expected = x + 0.49 * gaussian(x, torch.full((3,), 0.7))
     for method in ("euler", "heun", "multistep"):
         got = probability_flow(gaussian, x, torch.tensor([0.7]), method=method)
         torch.testing.assert_close(got, expected)
@@ -268,17 +288,17 @@ def test_a_ladder_of_one_level_is_one_denoising_step():
 def test_adaptive_solver_is_the_exact_flow_both_ways():
     x = torch.tensor([[3.0], [-0.4]], dtype=torch.float64)
     score, asked = counting(gaussian)
-    down = solve_probability_flow(score, x, 4.0, 0.01, tolerance=1e-8, denoise=False)
+    down = solve_probability_flow(score, x, 4.0, 0.01, tolerance=1e-8)
     assert down.evaluations == len(asked)
     torch.testing.assert_close(down.x, flow(x, 4.0, 0.01), rtol=1e-6, atol=1e-6)
-    back = solve_probability_flow(gaussian, down.x, 0.01, 4.0, tolerance=1e-8, denoise=False)
+    back = solve_probability_flow(gaussian, down.x, 0.01, 4.0, tolerance=1e-8)
     torch.testing.assert_close(back.x, x, rtol=1e-5, atol=1e-5)
 
 
 def test_adaptive_solver_denoises_and_counts_it():
     x = torch.tensor([[3.0]], dtype=torch.float64)
-    plain = solve_probability_flow(gaussian, x, 4.0, 0.3, tolerance=1e-6, denoise=False)
-    clean = solve_probability_flow(gaussian, x, 4.0, 0.3, tolerance=1e-6)
+    plain = solve_probability_flow(gaussian, x, 4.0, 0.3, tolerance=1e-6)
+    clean = solve_probability_flow(gaussian, x, 4.0, 0.3, tolerance=1e-6, denoise=True)
     assert clean.evaluations == plain.evaluations + 1
     sigma = torch.tensor([0.3], dtype=torch.float64)
     torch.testing.assert_close(clean.x, plain.x + 0.09 * gaussian(plain.x, sigma))
@@ -297,7 +317,7 @@ def test_a_flow_that_runs_off_to_infinity_is_given_up():
     """dx/dlog σ = −σ² s = −x² from 1 at log σ = 0 downward: 1/(1 + log σ), without end at 1/e."""
     x = torch.ones(1, 1, dtype=torch.float64)
     with pytest.raises(FloatingPointError, match="the ODE solver gave up: Required step size"):
-        solve_probability_flow(lambda x, sigma: (x / column(sigma, x)) ** 2, x, 1.0, 0.1)
+        solve_probability_flow(lambda x, sigma: (x / per_sample(sigma, x)) ** 2, x, 1.0, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +372,7 @@ def test_likelihood_by_an_estimated_divergence_is_right_on_average():
 
 
 def test_likelihood_goes_up_the_ladder():
-    with pytest.raises(ValueError, match="first > last"):
+    with pytest.raises(ValueError, match=r"needs sigma_max > sigma_min; got 0\.1 and 1\.0"):
         log_likelihood(gaussian, torch.zeros(1, 1), 0.1, 1.0, lambda x: x[:, 0])
 
 

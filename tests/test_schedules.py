@@ -1,15 +1,20 @@
 """The ladder of noise levels, the loss weight and the step sizes."""
 
 import math
+from functools import partial
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scores import without_type_checks
+from scores import global_generator_untouched, without_type_checks
 
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import (
+    denoiser_weight,
+    draw_levels,
+    draw_log_uniform,
     geometric_ladder,
     karras_ladder,
     langevin_step_sizes,
@@ -17,6 +22,7 @@ from ncsn_core.schedules import (
     matched_epsilon,
     matched_ratio,
     overlap,
+    per_sample,
     validate_ladder,
     variance_left,
 )
@@ -55,7 +61,7 @@ def test_a_ladder_falls_evenly_from_end_to_end(ends, levels):
 
 def test_a_single_level_is_a_ladder_when_its_ends_agree():
     assert geometric_ladder(0.01, 0.01, 1).tolist() == pytest.approx([0.01])
-    with pytest.raises(ValueError, match="first == last"):
+    with pytest.raises(ValueError, match="sigma_max == sigma_min"):
         geometric_ladder(1.0, 0.01, 1)
 
 
@@ -65,7 +71,7 @@ def test_a_single_level_is_a_ladder_when_its_ends_agree():
         (1.0, 0.01, 0, "1 to 100,000"),
         (1.0, 0.01, -3, "1 to 100,000"),
         (0.01, 1.0, 10, "decrease"),
-        (1.0, 1.0, 2, "first > last"),
+        (1.0, 1.0, 2, "sigma_max > sigma_min"),
         (1.0, 0.0, 10, "positive"),
         (1.0, -0.01, 10, "positive"),
         (0.0, 0.01, 10, "positive"),
@@ -176,16 +182,16 @@ def test_a_karras_ladder_of_large_power_is_geometric():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"first": 0.001},
-        {"first": 0.01},
-        {"last": 0.0},
+        {"sigma_max": 0.001},
+        {"sigma_max": 0.01},
+        {"sigma_min": 0.0},
         {"levels": 1},
         {"power": 0.0},
-        {"first": math.inf},
+        {"sigma_max": math.inf},
     ],
 )
 def test_impossible_karras_ladders_are_refused(bad):
-    with pytest.raises(ValueError, match="needs first > last"):
+    with pytest.raises(ValueError, match="needs sigma_max > sigma_min > 0"):
         karras_ladder(**bad)
 
 
@@ -245,3 +251,88 @@ def test_no_other_step_leaves_a_variance_nearer_to_one(steps):
     distance = abs(variance_left(best, 0.01, 1.082, steps) - 1)
     for factor in (0.5, 0.9, 1.1, 2.0):
         assert abs(variance_left(factor * best, 0.01, 1.082, steps) - 1) >= distance
+
+
+# --- σ drawn for training ------------------------------------------------------------------------
+
+
+def test_drawn_levels_are_those_of_the_ladder_and_uniform():
+    sigmas = geometric_ladder()
+    drawn = draw_levels(sigmas, 20_000, generator_for(0))
+    assert drawn.dtype == sigmas.dtype
+    counts = torch.stack([(drawn == sigma).sum() for sigma in sigmas]).double()
+    assert counts.sum() == 20_000
+    chi_squared = ((counts - 2000) ** 2 / 2000).sum()
+    assert chi_squared < 27.88  # 9 degrees of freedom, exceeded once in a thousand
+
+
+def test_log_sigma_is_uniform_between_the_ends():
+    sigma = draw_log_uniform(8.0, 0.01, 40_000, generator_for(0))
+    u = (sigma / 0.01).log() / math.log(800)
+    assert u.min() >= 0
+    assert u.max() <= 1
+    assert scipy.stats.kstest(u.numpy(), "uniform").pvalue > 1e-4
+
+
+def test_levels_of_an_ever_finer_ladder_are_log_uniform_in_the_limit():
+    """By the test of Kolmogorov and Smirnov, which tells ten levels from the limit."""
+    sigmas = geometric_ladder(8.0, 0.01, 2000)
+    fine = draw_levels(sigmas, 40_000, generator_for(0))
+    limit = draw_log_uniform(8.0, 0.01, 40_000, generator_for(1))
+    assert scipy.stats.kstest(fine.log().numpy(), limit.log().numpy()).pvalue > 1e-3
+    coarse = draw_levels(geometric_ladder(8.0, 0.01, 10), 40_000, generator_for(0))
+    assert scipy.stats.kstest(coarse.log().numpy(), limit.log().numpy()).pvalue < 1e-6
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [partial(draw_levels, geometric_ladder()), partial(draw_log_uniform, 1.0, 0.01)],
+    ids=["levels", "log-uniform"],
+)
+def test_the_generator_alone_decides_which_sigma_is_drawn(draw):
+    with global_generator_untouched():
+        first, again, other = (draw(50, generator_for(seed)) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.manual_seed(1)
+    plain = draw(50)
+    torch.manual_seed(1)
+    assert torch.equal(plain, draw(50))
+    assert draw(0).shape == (0,)
+    assert plain.shape == (50,)
+
+
+@pytest.mark.parametrize("ends", [(0.01, 8.0), (1.0, 1.0), (1.0, 0.0), (1.0, -0.1), (NAN, 0.1)])
+def test_ends_that_are_not_the_largest_and_the_smallest_sigma_are_refused(ends):
+    with pytest.raises(ValueError, match="needs sigma_max > sigma_min > 0"):
+        draw_log_uniform(*ends, 3)
+
+
+@given(shape=st.lists(st.integers(1, 3), max_size=3), batch=st.integers(0, 3))
+def test_per_sample_multiplies_every_sample_by_its_own_sigma(shape, batch):
+    x, sigma = torch.randn(batch, *shape), torch.rand(batch)
+    column = per_sample(sigma, x)
+    assert column.shape == (batch, *[1] * len(shape))
+    expected = [level * sample for level, sample in zip(sigma, x, strict=True)]
+    assert torch.equal(column * x, torch.stack(expected) if batch else x)
+
+
+def test_per_sample_takes_a_choice_for_each_sample():
+    chosen = per_sample(torch.tensor([True, False]), torch.zeros(2, 3, 4))
+    assert chosen.dtype == torch.bool
+    assert chosen.shape == (2, 1, 1)
+
+
+def test_the_denoisers_weight_is_the_papers_far_below_the_spread_and_its_square_far_above():
+    """σ² (σ² + s²)/s²: σ² for σ ≪ s, and σ⁴/s² for σ ≫ s."""
+    sigma = torch.tensor([1e-4, 0.25, 0.5, 1e4]).double()
+    got = denoiser_weight(sigma, 0.5)
+    torch.testing.assert_close(got[0], loss_weight(sigma[0]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(got[1:3], torch.tensor([0.078125, 0.5]).double())
+    torch.testing.assert_close(got[3], 4 * sigma[3] ** 4, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("data_std", [0.0, -0.5, NAN])
+def test_the_spread_of_the_data_is_positive(data_std):
+    with pytest.raises(ValueError, match="needs a positive data_std"):
+        denoiser_weight(torch.ones(2), data_std)

@@ -6,14 +6,14 @@ from torch import nn
 
 from ncsn_core.divergence import jacobian
 from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
-from ncsn_core.schedules import geometric_ladder
+from ncsn_core.schedules import geometric_ladder, per_sample
 
 
 class AnswersItsLevel(nn.Module):
     """A network that fills its output with the level index, and takes part in autocast."""
 
     def forward(self, x, level):
-        return torch.zeros_like(x) + level.reshape(-1, *[1] * (x.ndim - 1))
+        return torch.zeros_like(x) + per_sample(level, x)
 
 
 @pytest.fixture

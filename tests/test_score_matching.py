@@ -13,10 +13,10 @@ from scores import (
     MIXTURE,
     MIXTURE_COVARIANCES,
     cases,
-    column,
     explicit_jacobian,
     linear,
     network,
+    one_level,
     points,
     scaled_basis,
     sine_without_forward_mode,
@@ -40,12 +40,12 @@ from ncsn_core.objectives import (
     explicit_score_matching,
     finite_difference_score_matching,
     implicit_score_matching,
-    multilevel_denoising_score_matching,
-    multilevel_sliced_score_matching,
     sliced_score_matching,
     sliced_score_matching_vr,
 )
+from ncsn_core.parametrizations import unconditional
 from ncsn_core.randomness import generator_for
+from ncsn_core.schedules import draw_levels, loss_weight, per_sample
 
 MODES = ["reverse", "forward"]
 SIGMA = 0.4
@@ -58,38 +58,49 @@ SLICED = {
 every_sliced_loss = pytest.mark.parametrize("loss", SLICED.values(), ids=SLICED.keys())
 
 
-def levels_of(x):
+def sigma_of(x):
     """A level for each sample that follows it through every shuffle."""
-    return (x.flatten(1)[:, 0] > 0).long() + (x.flatten(1)[:, 0] > 1).long()
+    first = x.flatten(1)[:, 0]
+    return LADDER.to(x)[(first > 0).long() + (first > 1).long()]
+
+
+def vincent(score, x, sigma, **options):
+    """The denoising loss of one σ, for a score that is not told it, without a weight."""
+    sigma = one_level(x, sigma)
+    return denoising_score_matching(
+        unconditional(score), x, sigma, weight=torch.ones_like, **options
+    )
 
 
 # Every objective as a function of the score, the data x, directions v and noise z.
 LOSSES = {
     "explicit": lambda s, x, v, z: explicit_score_matching(s, x, torch.neg),
-    "denoising": lambda s, x, v, z: denoising_score_matching(s, x, SIGMA, noise=z),
-    "floor": lambda s, x, v, z: denoising_floor(x, SIGMA, s),
+    "denoising": lambda s, x, v, z: vincent(s, x, SIGMA, noise=z),
+    "floor": lambda s, x, v, z: denoising_floor(unconditional(s), x, sigma_of(x)),
     "finite differences": lambda s, x, v, z: finite_difference_score_matching(s, x, v=v),
-    "multilevel denoising": lambda s, x, v, z: multilevel_denoising_score_matching(
-        lambda y, sigma: s(y), x, LADDER.to(x), levels=levels_of(x), noise=z
+    "multilevel denoising": lambda s, x, v, z: denoising_score_matching(
+        unconditional(s), x, sigma_of(x), noise=z
+    ),
+    "multilevel finite differences": lambda s, x, v, z: finite_difference_score_matching(
+        unconditional(s), x, sigma_of(x), noise=z, v=v
     ),
 }
 for method in TRACE_METHODS:
     LOSSES[f"implicit {method}"] = functools.partial(
         lambda s, x, v, z, method: implicit_score_matching(s, x, method=method), method=method
     )
-for mode in MODES:
-    LOSSES[f"SSM {mode}"] = functools.partial(
-        lambda s, x, v, z, mode: sliced_score_matching(s, x, v=v, mode=mode), mode=mode
-    )
-    LOSSES[f"SSM-VR {mode}"] = functools.partial(
-        lambda s, x, v, z, mode: sliced_score_matching_vr(s, x, v=v, mode=mode), mode=mode
-    )
-    LOSSES[f"multilevel SSM-VR {mode}"] = functools.partial(
-        lambda s, x, v, z, mode: multilevel_sliced_score_matching(
-            lambda y, sigma: s(y), x, LADDER.to(x), levels=levels_of(x), noise=z, v=v, mode=mode
-        ),
-        mode=mode,
-    )
+for name, loss in (("SSM", sliced_score_matching), ("SSM-VR", sliced_score_matching_vr)):
+    for mode in MODES:
+        LOSSES[f"{name} {mode}"] = functools.partial(
+            lambda s, x, v, z, loss, mode: loss(s, x, v=v, mode=mode), loss=loss, mode=mode
+        )
+        LOSSES[f"multilevel {name} {mode}"] = functools.partial(
+            lambda s, x, v, z, loss, mode: loss(
+                unconditional(s), x, sigma_of(x), noise=z, v=v, mode=mode
+            ),
+            loss=loss,
+            mode=mode,
+        )
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
@@ -148,8 +159,8 @@ def test_losses_without_a_derivative_are_their_formulas(case, width):
             differences[i] += (slope + ((ahead + behind) / 2).norm() ** 2 / 2) / 2
     for got, expected in [
         (explicit_score_matching(score, x, target), explicit),
-        (denoising_score_matching(score, x, width, noise=z), denoising),
-        (denoising_floor(x, width, target), floor),
+        (vincent(score, x, width, noise=z), denoising),
+        (denoising_floor(unconditional(target), x, one_level(x, width)), floor),
         (finite_difference_score_matching(score, x, step=width, v=v), differences),
     ]:
         torch.testing.assert_close(got, expected)
@@ -157,26 +168,29 @@ def test_losses_without_a_derivative_are_their_formulas(case, width):
 
 @pytest.mark.parametrize("power", [-2.0, 0.0, 2.0])
 @pytest.mark.parametrize("mode", MODES)
-def test_multilevel_sliced_loss_is_its_formula(power, mode):
+def test_multilevel_sliced_losses_are_their_formulas(power, mode):
     inner = network((3,))
     x, v, z = inputs(6, (3,))
-    levels = torch.arange(6) % 3
-    got = multilevel_sliced_score_matching(
-        lambda y, sigma: inner(y) / column(sigma, y),
-        x,
-        LADDER,
-        levels=levels,
-        noise=z,
-        v=v,
-        weight_power=power,
-        mode=mode,
-    )
-    for i, sigma in enumerate(LADDER[levels]):
+    sigmas = LADDER[torch.arange(6) % 3]
+    weight = functools.partial(loss_weight, power=power)
+
+    def score(y, sigma):
+        return inner(y) / per_sample(sigma, y)
+
+    given = {"noise": z, "v": v, "weight": weight}
+    ssm = sliced_score_matching(score, x, sigmas, mode=mode, **given)
+    ssm_vr = sliced_score_matching_vr(score, x, sigmas, mode=mode, **given)
+    differences = finite_difference_score_matching(score, x, sigmas, step=1e-4, **given)
+    for i, sigma in enumerate(sigmas):
         noised = (x[i] + sigma * z[i]).unsqueeze(0)
         s = inner(noised)[0] / sigma
         matrix = explicit_jacobian(inner, noised)[0] / sigma
         form = sum(w @ matrix @ w for w in v[:, i]) / 2
-        torch.testing.assert_close(got[i], sigma**power * (form + s.square().sum() / 2))
+        slices = sum((w @ s) ** 2 for w in v[:, i]) / 2
+        expected = sigma**power * (form + s.square().sum() / 2)
+        torch.testing.assert_close(ssm[i], sigma**power * (form + slices / 2))
+        torch.testing.assert_close(ssm_vr[i], expected)
+        torch.testing.assert_close(differences[i], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_directions_are_drawn_one_after_another_from_the_named_law():
@@ -260,8 +274,8 @@ def test_denoising_loss_minus_its_floor_is_the_explicit_loss_on_the_noised_densi
     """In expectation; noise and points are shared, so that little is left to chance."""
     x, z = MIXTURE.sample(20_000, generator_for(0)), points(20_000, (2,), seed=1)
     noised, target = x + SIGMA * z, MIXTURE.noised(SIGMA).score
-    excess = denoising_score_matching(score, x, SIGMA, noise=z)
-    excess = excess - denoising_floor(noised, SIGMA, target)
+    excess = vincent(score, x, SIGMA, noise=z)
+    excess = excess - denoising_floor(unconditional(target), noised, one_level(x, SIGMA))
     explicit = explicit_score_matching(score, noised, target)
     assert explicit.mean() > 0.01
     assert within(excess - explicit, 0.0)
@@ -275,21 +289,20 @@ def test_explicit_loss_minus_the_implicit_one_is_half_the_fisher_information():
     assert within(difference, fisher_information(0.0) / 2)
 
 
-@pytest.mark.parametrize("level", range(len(LADDER)))
-def test_multilevel_sliced_is_multilevel_denoising_minus_a_constant(level):
+@every_sliced_loss
+@pytest.mark.parametrize("sigma", LADDER.tolist())
+def test_multilevel_sliced_is_multilevel_denoising_minus_a_constant(loss, sigma):
     """λ(σ) D/(2σ²), whatever the network: here a random one."""
     inner, x = network((2,)), MIXTURE.sample(20_000, generator_for(0))
-    given = {"levels": torch.full((len(x),), level), "noise": points(len(x), (2,), seed=1)}
+    given = {"noise": points(len(x), (2,), seed=1)}
+    given |= {"weight": functools.partial(loss_weight, power=1.0)}
 
     def score(y, sigma):
-        return inner(y) / column(sigma, y)
+        return inner(y) / per_sample(sigma, y)
 
-    sliced = multilevel_sliced_score_matching(
-        score, x, LADDER, weight_power=1.0, generator=generator_for(1), **given
-    )
-    denoising = multilevel_denoising_score_matching(score, x, LADDER, weight_power=1.0, **given)
-    constant = LADDER[level] * 2 / (2 * LADDER[level] ** 2)
-    assert within(denoising - sliced, constant)
+    sliced = loss(score, x, one_level(x, sigma), generator=generator_for(1), **given)
+    denoising = denoising_score_matching(score, x, one_level(x, sigma), **given)
+    assert within(denoising - sliced, sigma * 2 / (2 * sigma**2))
 
 
 # --- closed forms ------------------------------------------------------------------------------
@@ -316,9 +329,12 @@ def expectations():
         "multilevel denoising": torch.stack(
             [half_trace(a, c) * s**2 + half_trace(eye - s**2 * a, eye) for s in LADDER]
         ).mean(),
-        "multilevel SSM-VR": torch.stack(
-            [s**2 * (half_trace(a, c + s**2 * eye) - a.trace()) for s in LADDER]
-        ).mean(),
+        **dict.fromkeys(
+            (f"multilevel {name}" for name in SLICED),
+            torch.stack(
+                [s**2 * (half_trace(a, c + s**2 * eye) - a.trace()) for s in LADDER]
+            ).mean(),
+        ),
     }
 
 
@@ -332,25 +348,27 @@ def test_losses_of_a_linear_score_on_gaussian_data_have_their_closed_form_mean(n
     x = points(count, (3,)) @ root.mT
     score = linear(-MATRIX / 4)
 
-    def conditional(y, sigma):
-        return score(y)
-
     def noised_score(sigma):
         return linear(-torch.linalg.inv(COVARIANCE + sigma**2 * torch.eye(3).double()))
+
+    def multilevel(loss):
+        sigma = draw_levels(LADDER, count, draws)
+        return loss(unconditional(score), x, sigma, generator=draws)
 
     loss = {
         "explicit": lambda: explicit_score_matching(score, x, noised_score(0.0)),
         "implicit": lambda: implicit_score_matching(score, x),
-        "denoising": lambda: denoising_score_matching(score, x, SIGMA, generator=draws),
+        "denoising": lambda: vincent(score, x, SIGMA, generator=draws),
         "floor": lambda: denoising_floor(
-            x + SIGMA * points(count, (3,), seed=1), SIGMA, noised_score(SIGMA)
+            unconditional(noised_score(SIGMA)),
+            x + SIGMA * points(count, (3,), seed=1),
+            one_level(x, SIGMA),
         ),
-        "multilevel denoising": lambda: multilevel_denoising_score_matching(
-            conditional, x, LADDER, generator=draws
-        ),
-        "multilevel SSM-VR": lambda: multilevel_sliced_score_matching(
-            conditional, x, LADDER, generator=draws
-        ),
+        **{
+            f"multilevel {name}": functools.partial(multilevel, loss)
+            for name, loss in SLICED.items()
+        },
+        "multilevel denoising": lambda: multilevel(denoising_score_matching),
     }.get(name, lambda: SLICED[name](score, x, kind=kind, generator=draws))()
     assert within(loss, expectations()[name])
 
@@ -410,18 +428,22 @@ def test_the_exact_noised_score_reaches_the_denoising_floor(sigma):
     expected = 0.5 * (2 / sigma**2 - fisher_information(sigma))
     target = MIXTURE.noised(sigma).score
     x, z = MIXTURE.sample(20_000, generator_for(0)), points(20_000, (2,), seed=1)
-    loss = denoising_score_matching(target, x, sigma, generator=generator_for(1))
+    loss = vincent(target, x, sigma, generator=generator_for(1))
     assert expected > 0.01
     assert within(loss, expected)
-    assert within(denoising_floor(x + sigma * z, sigma, target), expected)
+    floor = denoising_floor(unconditional(target), x + sigma * z, one_level(x, sigma))
+    assert within(floor, expected)
 
 
-def test_the_exact_scores_have_the_least_multilevel_sliced_loss():
+@every_sliced_loss
+def test_the_exact_scores_have_the_least_multilevel_sliced_loss(loss):
     """−½ λ(σ) E‖∇ log q_σ‖², averaged over the levels."""
     x = MIXTURE.sample(20_000, generator_for(0))
-    loss = multilevel_sliced_score_matching(MIXTURE.score, x, LADDER, generator=generator_for(1))
+    generator = generator_for(1)
+    sigma = draw_levels(LADDER, len(x), generator)
+    losses = loss(MIXTURE.score, x, sigma, generator=generator)
     least = [-0.5 * s**2 * fisher_information(s) for s in LADDER.tolist()]
-    assert within(loss, sum(least) / 3)
+    assert within(losses, sum(least) / 3)
 
 
 # --- training through them ---------------------------------------------------------------------
@@ -472,7 +494,7 @@ def image_network():
     return refine_net, x, v, z
 
 
-@pytest.mark.parametrize("family", ["SSM", "SSM-VR", "multilevel SSM-VR"])
+@pytest.mark.parametrize("family", ["SSM", "SSM-VR", "multilevel SSM", "multilevel SSM-VR"])
 def test_both_modes_train_the_image_network_alike(image_network, family):
     """The gradient too: torch's own instance normalization would miss it by a fifth."""
     refine_net, *given = image_network
@@ -516,18 +538,16 @@ def test_all_exact_traces_train_an_image_network_alike():
     torch.testing.assert_close(*[g / scale for g in grads], rtol=0, atol=1e-4)
 
 
-def test_multilevel_sliced_trains_the_wrapped_image_network_at_its_own_levels(image_network):
+@every_sliced_loss
+def test_multilevel_sliced_trains_the_wrapped_image_network_at_its_own_levels(image_network, loss):
     """`NoiseConditionalScore` finds the level of every σ also under a functional transform."""
     refine_net, x, v, z = image_network
-    ladder = LADDER[:2].float()
-    given = {"levels": torch.tensor([1, 0]), "noise": z, "v": v}
-    loss = multilevel_sliced_score_matching(
-        NoiseConditionalScore(refine_net, ladder), x, ladder, **given
-    )
-    noised = x + column(ladder[given["levels"]], x) * z
-    plain = sliced_score_matching_vr(lambda y: refine_net(y, given["levels"]), noised, v=v)
-    torch.testing.assert_close(loss, ladder[given["levels"]] ** 2 * plain)
-    assert gradient(refine_net.parameters(), loss).abs().max() > 1e-3
+    ladder, level = LADDER[:2].float(), torch.tensor([1, 0])
+    score, sigma = NoiseConditionalScore(refine_net, ladder), ladder[level]
+    losses = loss(score, x, sigma, noise=z, v=v)
+    plain = loss(lambda y: refine_net(y, level), x + per_sample(sigma, x) * z, v=v)
+    torch.testing.assert_close(losses, sigma**2 * plain)
+    assert gradient(refine_net.parameters(), losses).abs().max() > 1e-3
 
 
 def test_finite_differences_train_like_ssm_vr_for_a_small_step():
@@ -558,52 +578,46 @@ def test_an_ensemble_has_the_losses_and_gradients_of_its_members(loss):
 # --- what is drawn -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["denoising", "multilevel denoising", "multilevel SSM-VR"])
+@pytest.mark.parametrize("name", ["denoising", *SLICED])
 def test_noise_is_standard_normal_and_nowhere_shared(name):
     """Moments of z = (x̃ − x)/σ on one level; uniform noise in [0, 1] would fail each of them."""
     seen = []
 
-    def watched(x):
+    def watched(x, sigma):
         seen.append(x.detach() / SIGMA)
         return torch.zeros_like(x)
 
-    sigmas = torch.tensor([SIGMA], dtype=torch.float64)
     x = torch.zeros(1000, 50, dtype=torch.float64)
-    if name == "denoising":
-        denoising_score_matching(watched, x, SIGMA, generator=generator_for(0))
-    elif name == "multilevel denoising":
-        multilevel_denoising_score_matching(
-            lambda y, sigma: watched(y), x, sigmas, generator=generator_for(0)
-        )
-    else:
-        multilevel_sliced_score_matching(
-            lambda y, sigma: watched(y), x, sigmas, generator=generator_for(0), mode="forward"
-        )
+    loss = (SLICED | {"denoising": denoising_score_matching})[name]
+    given = {"mode": "forward"} if name.startswith("SSM") else {}
+    given |= {"step": 1e-9} if name == "finite differences" else {}
+    loss(watched, x, one_level(x, SIGMA), generator=generator_for(0), **given)
     z = seen[0].flatten()
     for power, expected in enumerate([0.0, 1.0, 0.0, 3.0], start=1):
         assert within(z**power, expected), f"moment {power}"
     assert len(z.unique()) == z.numel()
 
 
-@pytest.mark.parametrize("draws", ["levels", "noise", "v"])
-def test_levels_noise_and_directions_can_each_be_given(draws):
+@every_sliced_loss
+@pytest.mark.parametrize("draws", ["noise", "v"])
+def test_noise_and_directions_can_each_be_given(loss, draws):
     """What is given is used, and what is not is drawn: the loss changes with the generator."""
     x, v, z = inputs(6, (3,))
-    given = {"levels": torch.arange(6) % 3, "noise": z, "v": v}
+    given, sigma = {"noise": z, "v": v}, LADDER[torch.arange(6) % 3]
     inner = network((3,))
 
-    def loss(seed, **injected):
-        return multilevel_sliced_score_matching(
-            lambda y, sigma: inner(y) / column(sigma, y),
+    def losses(seed, **injected):
+        return loss(
+            lambda y, sigma: inner(y) / per_sample(sigma, y),
             x,
-            LADDER,
+            sigma,
             generator=generator_for(seed),
             **injected,
         )
 
-    assert torch.equal(loss(1, **given), loss(2, **given))
+    assert torch.equal(losses(1, **given), losses(2, **given))
     del given[draws]
-    assert not torch.equal(loss(1, **given), loss(2, **given))
+    assert not torch.equal(losses(1, **given), losses(2, **given))
 
 
 # --- the batch ---------------------------------------------------------------------------------
@@ -647,8 +661,8 @@ def test_a_target_of_another_shape_is_refused():
         (lambda s, x: sliced_score_matching_vr(s, x, mode="uniform"), ["forward", "reverse"]),
         (lambda s, x: finite_difference_score_matching(s, x, kind="uniform"), PROJECTIONS),
         (
-            lambda s, x: multilevel_sliced_score_matching(
-                lambda y, sigma: s(y), x, LADDER, mode="uniform"
+            lambda s, x: sliced_score_matching_vr(
+                unconditional(s), x, one_level(x, 1.0), mode="uniform"
             ),
             ["forward", "reverse"],
         ),
@@ -691,10 +705,10 @@ def test_directions_of_another_shape_are_refused(name, shape):
 def test_sigma_and_step_are_positive(value):
     score, x = network((2,)), points(3, (2,))
     for call in [
-        lambda: denoising_score_matching(score, x, value),
-        lambda: denoising_floor(x, value, score),
+        lambda: vincent(score, x, value),
+        lambda: denoising_floor(unconditional(score), x, one_level(x, value)),
     ]:
-        with pytest.raises(ValueError, match=f"positive sigma; got {value}"):
+        with pytest.raises(ValueError, match=rf"positive sigma; got \[{value}"):
             call()
     with pytest.raises(ValueError, match=f"step .* must be positive; got {value}"):
         finite_difference_score_matching(score, x, step=value)

@@ -7,22 +7,21 @@ import re
 import shutil
 import signal
 import threading
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from ncsn_core import checkpoints, classifiers, training
-from ncsn_core.classifiers import shift, train_classifier
+from ncsn_core import checkpoints, devices, networks, pretrained, provenance, run, training
 from ncsn_core.config import load_config
 from ncsn_core.data import batches
 from ncsn_core.errors import CorruptFileError, NCSNError, NonFiniteLossError
-from ncsn_core.networks import ContinuousScore, NoiseConditionalScore
-from ncsn_core.objectives import (
-    continuous_denoising_score_matching,
-    multilevel_denoising_score_matching,
-    multilevel_sliced_score_matching,
-)
+from ncsn_core.metrics import classifier
+from ncsn_core.metrics.classifier import shift, train_classifier
+from ncsn_core.networks import ContinuousScore, NoiseConditionalScore, build
+from ncsn_core.objectives import denoising_score_matching, sliced_score_matching_vr
+from ncsn_core.schedules import denoiser_weight, draw_levels, draw_log_uniform
 
 pytestmark = pytest.mark.usefixtures("few_images")
 
@@ -38,8 +37,8 @@ class SmallNetwork(nn.Module):
     def forward(self, x, level):
         return self.conv(2 * x - 1) * self.scale(level)[:, :, None, None]
 
-    def fuse_normalizations(self, fused):
-        assert not fused
+    def compile_normalizations(self, compiled):
+        assert not compiled
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def refinenet():
 @pytest.fixture(autouse=True)
 def small_network(request, monkeypatch):
     if "refinenet" not in request.fixturenames:
-        monkeypatch.setattr(training, "build_network", SmallNetwork)
+        monkeypatch.setattr(build, "build_network", SmallNetwork)
 
 
 @pytest.fixture
@@ -60,12 +59,12 @@ def at_step(monkeypatch):
     def install(step, action):
         calls = []
 
-        def objective(score, x, sigmas, **options):
+        def objective(score, x, sigma, **options):
             calls.append(1)
-            loss = multilevel_denoising_score_matching(score, x, sigmas, **options)
+            loss = denoising_score_matching(score, x, sigma, **options)
             return action(loss) if len(calls) == step + 1 else loss
 
-        monkeypatch.setattr(training, "multilevel_denoising_score_matching", objective)
+        monkeypatch.setattr(run, "denoising_score_matching", objective)
 
     return install
 
@@ -87,7 +86,7 @@ def test_a_run_leaves_a_checkpoint_with_weights_history_and_provenance(
 ):
     config = tiny_config()
     record = run_training(config, tmp_path / "run")
-    assert record == checkpoints.load(tmp_path / "run")
+    assert record == pretrained.load(tmp_path / "run")
     assert record.kind == "ncsn"
     assert record.config == config.to_dict()
     assert record.manifest["step"] == 6
@@ -107,13 +106,12 @@ def test_first_loss_is_the_objective_of_the_fresh_network(
     config = tiny_config(steps=1)
     record = run_training(config, tmp_path)
     torch.manual_seed(config.seed)
-    network = training.build_network(config.to_dict())
-    _, x, generator = next(training.batches(few_images, config.batch_size, seed=config.seed))
-    score = training.NoiseConditionalScore(network, config.sigmas)
+    network = build.build_network(config.to_dict())
+    _, x, generator = next(batches(few_images, config.batch_size, seed=config.seed))
+    score = NoiseConditionalScore(network, config.sigmas)
     with torch.no_grad():
-        loss = multilevel_denoising_score_matching(
-            score, x, config.sigmas, generator=generator
-        ).mean()
+        sigma = draw_levels(config.sigmas, len(x), generator)
+        loss = denoising_score_matching(score, x, sigma, generator=generator).mean()
     assert record.history["loss"] == [pytest.approx(float(loss), rel=1e-4)]
 
 
@@ -178,7 +176,7 @@ def test_resuming_after_an_interrupt_equals_never_stopping(
         run_training(config, folder)
     at_step(-1, interrupt)  # never again
 
-    stopped = checkpoints.load(folder)
+    stopped = pretrained.load(folder)
     assert stopped.manifest["step"] == step
     assert stopped.history["step"] == list(range(1, step + 1))
     assert_same_run(run_training(config, folder), uninterrupted)
@@ -197,7 +195,7 @@ def test_an_interrupt_in_the_middle_of_an_update_is_resumed_exactly_too(
     run_training, tiny_config, tmp_path, monkeypatch, uninterrupted
 ):
     """Ctrl-C between Adam's update and the moving average's: half a step must not be saved."""
-    config, folder, update = tiny_config(), tmp_path / "run", training.update_average
+    config, folder, update = tiny_config(), tmp_path / "run", run.update_average
     updates = []
 
     def interrupted(*arguments):
@@ -206,7 +204,7 @@ def test_an_interrupt_in_the_middle_of_an_update_is_resumed_exactly_too(
             raise KeyboardInterrupt
         update(*arguments)
 
-    monkeypatch.setattr(training, "update_average", interrupted)
+    monkeypatch.setattr(run, "update_average", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_training(config, folder)
     assert_same_run(run_training(config, folder), uninterrupted)
@@ -226,7 +224,7 @@ def test_a_signal_lets_its_step_finish_and_the_run_is_resumed_exactly(
         run_training(config, folder)
     at_step(-1, interrupt)
     assert signal.getsignal(number) is handler
-    assert checkpoints.load(folder).manifest["step"] == 3
+    assert pretrained.load(folder).manifest["step"] == 3
     assert_same_run(run_training(config, folder), uninterrupted)
 
 
@@ -243,14 +241,13 @@ def test_a_second_signal_does_not_wait_for_the_step(
     with pytest.raises(KeyboardInterrupt):
         run_training(config, folder)
     at_step(-1, interrupt)
-    assert checkpoints.load(folder).manifest["step"] == 2
+    assert pretrained.load(folder).manifest["step"] == 2
     assert_same_run(run_training(config, folder), uninterrupted)
 
 
 def test_a_process_among_several_waits_for_its_step_however_often_it_is_told(monkeypatch):
     """The launcher sends its own signal after that of the terminal."""
-    monkeypatch.setattr(training.ranks, "count", lambda: 2)
-    with training._interrupts_wait() as interrupted:
+    with run.interrupts_wait(alone=False) as interrupted:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
         assert interrupted.is_set()
@@ -260,7 +257,7 @@ def test_signals_keep_their_way_outside_of_the_main_thread():
     handler, seen = signal.getsignal(signal.SIGINT), []
 
     def elsewhere():
-        with training._interrupts_wait() as interrupted:
+        with run.interrupts_wait() as interrupted:
             seen.append((signal.getsignal(signal.SIGINT), interrupted.is_set()))
 
     thread = threading.Thread(target=elsewhere)
@@ -282,7 +279,7 @@ def test_a_run_that_another_process_has_moved_on_meanwhile_is_not_overwritten(
     monkeypatch.setattr(training, "_load", slowly)
     with pytest.raises(NCSNError, match="another process has trained in"):
         run_training(config, folder)
-    assert checkpoints.load(folder).manifest["step"] == 2
+    assert pretrained.load(folder).manifest["step"] == 2
     assert_same_run(run_training(config, folder), uninterrupted)
 
 
@@ -311,7 +308,7 @@ def test_a_crash_while_saving_resumes_from_the_checkpoint_before(
     with pytest.raises(OSError, match="No space left"):
         run_training(config, folder)
     monkeypatch.setattr(checkpoints, "save", save)
-    assert checkpoints.load(folder).manifest["step"] == 2
+    assert pretrained.load(folder).manifest["step"] == 2
     assert_same_run(run_training(config, folder), uninterrupted)
 
 
@@ -333,7 +330,7 @@ def test_a_folder_with_another_configuration_is_refused(
     with pytest.raises(NCSNError, match=rf"another configuration \({name} differ") as caught:
         run_training(tiny_config(**change), tmp_path / "uninterrupted")
     assert "another folder" in str(caught.value)
-    assert checkpoints.load(tmp_path / "uninterrupted").manifest == uninterrupted.manifest
+    assert pretrained.load(tmp_path / "uninterrupted").manifest == uninterrupted.manifest
 
 
 def test_a_run_under_the_same_conditions_is_one_session(
@@ -353,7 +350,7 @@ def test_what_changes_between_two_sessions_is_told_of_both(
 ):
     config = tiny_config(checkpoint_every=2)
     run_training(config, tmp_path, minutes=0.0)
-    monkeypatch.setattr(training.provenance, "commit", lambda: "another")
+    monkeypatch.setattr(provenance, "commit", lambda: "another")
     record = run_training(config, tmp_path)
     assert [session["from_step"] for session in record.sessions] == [0, 2]
     assert record.sessions[1] == record.sessions[0] | {"from_step": 2, "commit": "another"}
@@ -363,9 +360,9 @@ def test_the_precision_is_decided_once(run_training, tiny_config, tmp_path, monk
     """However fast or slow the processor is in bfloat16 when a run goes on."""
     config = tiny_config(checkpoint_every=2)
     for name, fast in (("fast", True), ("slow", False)):
-        monkeypatch.setattr(training, "_cpu_is_fast_in_bf16", lambda fast=fast: fast)
+        monkeypatch.setattr(devices, "_cpu_is_fast_in_bf16", lambda fast=fast: fast)
         run_training(config, tmp_path / name, minutes=0.0, precision="auto")
-        monkeypatch.setattr(training, "_cpu_is_fast_in_bf16", lambda fast=fast: not fast)
+        monkeypatch.setattr(devices, "_cpu_is_fast_in_bf16", lambda fast=fast: not fast)
         record = run_training(config, tmp_path / name, precision="auto")
         expected = "bf16-mixed" if fast else "32-true"
         assert [session["precision"] for session in record.sessions] == [expected]
@@ -381,7 +378,7 @@ def test_another_precision_is_the_users_choice_and_is_told(run_training, tiny_co
 
 def rewritten(folder, **changes):
     """The record in a folder with another provenance; None takes a key away."""
-    record = checkpoints.load(folder)
+    record = pretrained.load(folder)
     provenance = record.provenance | changes
     manifest = {k: v for k, v in record.manifest.items() if k not in ("files", "sha256", "format")}
     manifest["provenance"] = {k: v for k, v in provenance.items() if v is not None}
@@ -474,7 +471,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     with pytest.raises(NonFiniteLossError, match=f"loss of step 5 is {bad}") as caught:
         run_training(tiny_config(), tmp_path)
     assert "learning_rate" in str(caught.value)
-    kept = checkpoints.load(tmp_path)
+    kept = pretrained.load(tmp_path)
     assert kept.manifest["step"] == 4
     assert all(tensor.isfinite().all() for tensor in kept.tensors().values())
 
@@ -510,7 +507,7 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
     at_step(step, overflow)
     with pytest.raises(NonFiniteLossError):
         run_training(tiny_config(gradient_clip=clip), tmp_path)
-    kept = checkpoints.load(tmp_path)
+    kept = pretrained.load(tmp_path)
     for part in ("weights", "state"):
         assert all(tensor.isfinite().all() for tensor in kept.tensors(part).values())
     assert kept.manifest["step"] == step - 1
@@ -521,17 +518,17 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
 
 def test_learning_rate_schedules():
     cosine = load_config(rate_schedule="cosine", steps=100, learning_rate=2e-3)
-    assert training.learning_rate(cosine, 0) == 2e-3
-    assert training.learning_rate(cosine, 50) == pytest.approx(1e-3)
-    assert training.learning_rate(cosine, 100) == pytest.approx(0, abs=1e-18)
-    rates = [training.learning_rate(cosine, step) for step in range(101)]
+    assert cosine.learning_rate_at(0) == 2e-3
+    assert cosine.learning_rate_at(50) == pytest.approx(1e-3)
+    assert cosine.learning_rate_at(100) == pytest.approx(0, abs=1e-18)
+    rates = [cosine.learning_rate_at(step) for step in range(101)]
     assert rates == sorted(rates, reverse=True)
     constant = load_config(rate_schedule="constant", steps=100, learning_rate=2e-3)
-    assert {training.learning_rate(constant, step) for step in (0, 50, 99)} == {2e-3}
+    assert {constant.learning_rate_at(step) for step in (0, 50, 99)} == {2e-3}
     falling = dataclasses.replace(constant, decay_steps=20)
-    assert training.learning_rate(falling, 80) == 2e-3
-    assert training.learning_rate(falling, 90) == pytest.approx(1e-3)
-    assert training.learning_rate(falling, 99) == pytest.approx(1e-4)
+    assert falling.learning_rate_at(80) == 2e-3
+    assert falling.learning_rate_at(90) == pytest.approx(1e-3)
+    assert falling.learning_rate_at(99) == pytest.approx(1e-4)
 
 
 def test_a_decay_may_be_added_to_a_run_that_was_planned_without(
@@ -560,16 +557,15 @@ def test_updates_are_adams_at_the_scheduled_rate(
     record = run_training(config, tmp_path)
 
     torch.manual_seed(config.seed)
-    network = training.build_network(config.to_dict())
-    score = training.NoiseConditionalScore(network, config.sigmas)
+    network = build.build_network(config.to_dict())
+    score = NoiseConditionalScore(network, config.sigmas)
     adam = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.999))
-    stream = training.batches(few_images, config.batch_size, seed=config.seed)
+    stream = batches(few_images, config.batch_size, seed=config.seed)
     for _, (step, x, generator) in zip(range(3), stream, strict=False):
-        adam.param_groups[0]["lr"] = training.learning_rate(config, step)
+        adam.param_groups[0]["lr"] = config.learning_rate_at(step)
         adam.zero_grad()
-        loss = multilevel_denoising_score_matching(
-            score, x, config.sigmas, generator=generator
-        ).mean()
+        sigma = draw_levels(config.sigmas, len(x), generator)
+        loss = denoising_score_matching(score, x, sigma, generator=generator).mean()
         loss.backward()
         adam.step()
     expected = network.state_dict()
@@ -581,22 +577,23 @@ def watch_weights(monkeypatch):
     """The network's weights at the start of every step, in a list."""
     seen = []
 
-    def objective(score, x, sigmas, **options):
+    def objective(score, x, sigma, **options):
         seen.append([p.detach().clone() for p in score.network.parameters()])
-        return multilevel_denoising_score_matching(score, x, sigmas, **options)
+        return denoising_score_matching(score, x, sigma, **options)
 
-    monkeypatch.setattr(training, "multilevel_denoising_score_matching", objective)
+    monkeypatch.setattr(run, "denoising_score_matching", objective)
     return seen
 
 
 def test_the_moving_average_of_a_short_run_has_forgotten_its_first_weights():
     """300 steps: an average of the steps themselves, with the memory of the last tenth."""
+    config = load_config(ema_decay=0.999)
     weight = 1.0  # of step 0
     for step in range(1, 300):
-        weight *= training.averaging_decay(0.999, step)
+        weight *= config.ema_decay_at(step)
     assert weight < 1e-10
-    assert training.averaging_decay(0.999, 0) == 0
-    assert training.averaging_decay(0.999, 10_000) == 0.999
+    assert config.ema_decay_at(0) == 0
+    assert config.ema_decay_at(10_000) == 0.999
 
 
 def test_moving_average_is_its_recurrence(run_training, tiny_config, tmp_path, monkeypatch):
@@ -605,7 +602,7 @@ def test_moving_average_is_its_recurrence(run_training, tiny_config, tmp_path, m
     record = run_training(tiny_config(ema_decay=0.25, checkpoint_every=6), tmp_path)
     state = record.tensors("state")
     weights = record.tensors()
-    names = [name for name, _ in training.build_network(record.config).named_parameters()]
+    names = [name for name, _ in build.build_network(record.config).named_parameters()]
     assert sorted(names) == sorted(weights)
     for i, name in enumerate(names):
         trajectory = [step[i] for step in seen[1:]]  # after each step but the last
@@ -631,7 +628,7 @@ def test_gradient_clipping_bounds_the_update(run_training, tiny_config, tmp_path
     record = run_training(config, tmp_path / "clipped")
     free = run_training(tiny_config(steps=2, ema_decay=0.0), tmp_path / "free")
     torch.manual_seed(config.seed)
-    start = training.build_network(config.to_dict()).state_dict()
+    start = build.build_network(config.to_dict()).state_dict()
 
     def moved(run):
         return max(float((t - start[name]).abs().max()) for name, t in run.tensors().items())
@@ -663,23 +660,24 @@ def test_images_and_noise_are_never_rounded(
 ):
     """In bfloat16 a pixel near 1 would move by up to 0.002, and dequantization would be undone."""
     seen = set()
-    forward = training._Loss.forward
 
-    def look(self, batch):
-        seen.update(t.dtype for t in (batch.x, *batch.drawn.values()))
-        return forward(self, batch)
+    def look(score, x, sigma, *, noise, **options):
+        seen.update(t.dtype for t in (x, sigma, noise))
+        return denoising_score_matching(score, x, sigma, noise=noise, **options)
 
-    monkeypatch.setattr(training._Loss, "forward", look)
+    monkeypatch.setattr(run, "denoising_score_matching", look)
     run_training(tiny_config(steps=1), tmp_path, precision=precision)
-    assert seen == {torch.float32, torch.int64}
+    assert seen == {torch.float32}
 
 
 def test_precision_names(run_training, tiny_config, tmp_path):
     cpu = torch.device("cpu")
-    assert training.pick_precision("32-true", cpu) == "32-true"
-    assert training.pick_precision("auto", cpu) in ("bf16-mixed", "32-true")
-    assert training.pick_precision("auto", torch.device("mps")) == "32-true"
-    with pytest.raises(NCSNError, match="auto, bf16-mixed, 16-mixed, 32-true; got 'fp8'"):
+    assert devices.pick_precision("32-true", cpu) == "32-true"
+    assert devices.pick_precision("auto", cpu) in ("bf16-mixed", "32-true")
+    assert devices.pick_precision("auto", torch.device("mps")) == "32-true"
+    with pytest.raises(
+        NCSNError, match="unknown precision 'fp8'; known: auto, bf16-mixed, 16-mixed, 32-true"
+    ):
         run_training(tiny_config(), tmp_path, precision="fp8")
     assert list(tmp_path.iterdir()) == []
 
@@ -689,46 +687,51 @@ def test_precision_names(run_training, tiny_config, tmp_path):
 )
 def test_precision_follows_the_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert training.pick_precision("auto", torch.device("cuda", 0)) == expected
+    assert devices.pick_precision("auto", torch.device("cuda", 0)) == expected
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((6, 1), False), ((7, 0), True)])
 def test_compiling_needs_a_gpu_that_triton_knows(monkeypatch, capability, expected):
-    monkeypatch.setattr(training, "_compiles", lambda device: True)
+    monkeypatch.setattr(devices, "_compiles", lambda device: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert training.can_compile(torch.device("cuda", 0)) is expected
+    assert devices.can_compile(torch.device("cuda", 0)) is expected
 
 
 def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
-    monkeypatch.setattr(training, "_compiles", lambda device: True)
+    monkeypatch.setattr(devices, "_compiles", lambda device: True)
     monkeypatch.setattr(
         shutil, "which", lambda name: f"/usr/bin/{name}" if "clang" in name else None
     )
-    assert training.can_compile(torch.device("cpu"))
-    assert not training.can_compile(torch.device("mps"))
+    assert devices.can_compile(torch.device("cpu"))
+    assert not devices.can_compile(torch.device("mps"))
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not training.can_compile(torch.device("cpu"))
+    assert not devices.can_compile(torch.device("cpu"))
 
 
 def test_a_compiler_that_is_there_and_broken_costs_a_line(monkeypatch):
     def broken(function):
         raise RuntimeError("CppCompileError: command failed\n/bin/false -O3")
 
-    training._compiles.cache_clear()
+    devices._compiles.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     with pytest.warns(UserWarning, match=r"without torch.compile.* CppCompileError: [a-z ]+$"):
-        assert not training.can_compile(torch.device("cpu"))
-    assert not training.can_compile(torch.device("cpu"))  # and is not tried again
-    training._compiles.cache_clear()
+        assert not devices.can_compile(torch.device("cpu"))
+    assert not devices.can_compile(torch.device("cpu"))  # and is not tried again
+    devices._compiles.cache_clear()
 
 
 def test_only_long_runs_are_compiled_and_a_run_stays_what_it_was(
     tmp_path, monkeypatch, tiny_config, run_training
 ):
     made = []
-    monkeypatch.setattr(training, "can_compile", lambda device: True)
-    monkeypatch.setattr(SmallNetwork, "fuse_normalizations", lambda _, fused: made.append(fused))
+
+    def compile_normalizations(self, compiled):
+        made.append(compiled)
+        self.compiled = compiled
+
+    monkeypatch.setattr(devices, "can_compile", lambda device: True)
+    monkeypatch.setattr(SmallNetwork, "compile_normalizations", compile_normalizations)
     for steps in (999, 1000):
         run_training(tiny_config(steps=steps), tmp_path / f"{steps}", compile=None, minutes=0.0)
     run_training(tiny_config(steps=2000), tmp_path / "999", compile=None, minutes=0.0)
@@ -737,16 +740,16 @@ def test_only_long_runs_are_compiled_and_a_run_stays_what_it_was(
 
 
 def test_autocast_follows_the_precision():
-    assert training.autocast_dtype("bf16-mixed") is torch.bfloat16
-    assert training.autocast_dtype("16-mixed") is torch.float16
-    assert training.autocast_dtype("32-true") is None
+    assert devices.autocast_dtype("bf16-mixed") is torch.bfloat16
+    assert devices.autocast_dtype("16-mixed") is torch.float16
+    assert devices.autocast_dtype("32-true") is None
 
 
 def test_device_names(monkeypatch):
-    assert training.pick_device("cpu") == torch.device("cpu")
-    assert training.pick_device("cuda:1") == torch.device("cuda", 1)
+    assert devices.pick_device("cpu") == torch.device("cpu")
+    assert devices.pick_device("cuda:1") == torch.device("cuda", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training.pick_device() == torch.device("cuda", 0)
+    assert devices.pick_device() == torch.device("cuda", 0)
 
 
 # --- other objectives and networks -------------------------------------------------------------
@@ -758,9 +761,9 @@ VARIANTS = {
     "unconditional": {"conditional": False},
     "plain norm": {"keep_means": False},
     "no norm": {"normalize": False},
-    "one level": {"levels": 1, "sigma_first": 0.01},
+    "one level": {"levels": 1, "sigma_max": 0.01},
     "small images": {"image_size": 14},
-    "continuous": {"parametrization": "continuous", "sigma_first": 8.0, "data_std": 0.3},
+    "continuous": {"parametrization": "continuous", "sigma_max": 8.0, "data_std": 0.3},
 }
 
 
@@ -777,7 +780,7 @@ def test_every_variant_trains_resumes_and_loads(
     assert pieces.history == whole.history
     for name, weights in whole.tensors().items():
         assert torch.equal(weights, pieces.tensors()[name]), name
-    score = checkpoints.load(tmp_path / "whole").score()
+    score = pretrained.load(tmp_path / "whole").score()
     x = torch.rand(1, 1, 14, 14)
     with torch.no_grad():
         assert score(x, score.sigmas[:1]).shape == x.shape
@@ -790,7 +793,8 @@ def test_the_sliced_loss_is_the_objectives(run_training, tiny_config, tmp_path, 
     network = SmallNetwork(config.to_dict())
     score = NoiseConditionalScore(network, config.sigmas)
     _, x, generator = next(batches(few_images, config.batch_size, seed=config.seed))
-    loss = multilevel_sliced_score_matching(score, x, config.sigmas, generator=generator)
+    sigma = draw_levels(config.sigmas, len(x), generator)
+    loss = sliced_score_matching_vr(score, x, sigma, generator=generator)
     assert record.history["loss"] == [round(float(loss.detach().mean()), 4)]
 
 
@@ -800,11 +804,12 @@ def test_the_continuous_loss_is_the_objectives(
     config = tiny_config(parametrization="continuous", steps=1, data_mean=0.1, data_std=0.3)
     record = run_training(config, tmp_path)
     torch.manual_seed(config.seed)
-    network = checkpoints.build_network(config.to_dict())
+    network = networks.build_network(config.to_dict())
     score = ContinuousScore(network, config.sigmas, data_mean=0.1, data_std=0.3)
     _, x, generator = next(batches(few_images, config.batch_size, seed=config.seed))
-    ends = (config.sigma_first, config.sigma_last)
-    loss = continuous_denoising_score_matching(score, x, ends, data_std=0.3, generator=generator)
+    sigma = draw_log_uniform(config.sigma_max, config.sigma_min, len(x), generator)
+    weight = partial(denoiser_weight, data_std=0.3)
+    loss = denoising_score_matching(score, x, sigma, weight=weight, generator=generator)
     assert record.history["loss"] == [pytest.approx(float(loss.detach().mean()), abs=1e-3)]
 
 
@@ -847,7 +852,7 @@ def test_images_of_another_shape_are_refused(run_training, tiny_config, tmp_path
 def test_train_images_uses_the_first_ones(run_training, tiny_config, tmp_path, few_images):
     record = run_training(tiny_config(steps=1, train_images=8), tmp_path)
     assert record.provenance["images"] == 8
-    assert record.provenance["data_sha256"] == training.provenance.tensor_sha256(few_images[:8])
+    assert record.provenance["data_sha256"] == provenance.tensor_sha256(few_images[:8])
 
 
 # --- the digit classifier ----------------------------------------------------------------------
@@ -860,8 +865,8 @@ def two_digits(monkeypatch):
     images = torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
     images[labels == 0, :, 4:12] = 200
     images[labels == 1, :, 16:24] = 200
-    monkeypatch.setattr(classifiers, "load_images", lambda *args, **options: images)
-    monkeypatch.setattr(classifiers, "load_labels", lambda *args, **options: labels)
+    monkeypatch.setattr(classifier, "load_images", lambda *args, **options: images)
+    monkeypatch.setattr(classifier, "load_labels", lambda *args, **options: labels)
 
 
 @pytest.mark.usefixtures("two_digits")
@@ -873,7 +878,7 @@ def test_classifier_learns_and_is_kept_with_its_accuracy(tmp_path):
     assert record.metrics == {"test_accuracy": 1.0, "test_images": 60}
     assert len(record.history["loss"]) == 3
     assert record.history["loss"][-1] < 0.5
-    assert checkpoints.load(tmp_path).classifier()(torch.rand(1, 1, 28, 28)).shape == (1, 10)
+    assert pretrained.load(tmp_path).classifier()(torch.rand(1, 1, 28, 28)).shape == (1, 10)
 
 
 @pytest.mark.usefixtures("two_digits")

@@ -15,6 +15,7 @@ from ncsn_core.checkpoints import Record
 from ncsn_core.files import exclusive
 from ncsn_core.networks import ResidualAutoencoder
 from ncsn_core.randomness import generator_for
+from ncsn_core.run import part_of, restore, state_of
 
 KINDS = ("clean", "noised")
 
@@ -54,7 +55,7 @@ def train(config: Figure1, folder: Path) -> Record:
             step, state = record.manifest["step"], record.tensors("state")
             sessions = [*record.provenance["sessions"], {"from_step": step} | origin]
             for kind in KINDS:
-                restore(kind, *runs[kind], state)
+                restore(*runs[kind], part_of(state, f"{kind}."))
                 history[kind][:step] = record.tensors("results")[f"history_{kind}"][:step]
         while step < config.steps:
             generator = generator_for(config.seed, step)
@@ -71,7 +72,11 @@ def train(config: Figure1, folder: Path) -> Record:
                     folder,
                     {
                         "results": {f"history_{kind}": history[kind] for kind in KINDS},
-                        "state": {k: t for kind in KINDS for k, t in state_of(kind, *runs[kind])},
+                        "state": {
+                            f"{kind}.{name}": t
+                            for kind in KINDS
+                            for name, t in state_of(*runs[kind]).items()
+                        },
                     },
                     kind="figure1",
                     config=asdict(config),
@@ -89,30 +94,3 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, v: T
         loss.backward()
         optimizer.step()
     return float(loss.detach())
-
-
-def state_of(
-    kind: str, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> list[tuple[str, Tensor]]:
-    """Weights and moments, by names that tell what they are."""
-    found = [(f"{kind}.network.{name}", t) for name, t in network.state_dict().items()]
-    names = [name for name, _ in network.named_parameters()]
-    for i, slots in optimizer.state_dict()["state"].items():
-        found += [(f"{kind}.optimizer.{names[i]}.{slot}", t) for slot, t in slots.items()]
-    return found
-
-
-def restore(
-    kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
-) -> None:
-    """Go back to what `state_of` gave."""
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-
-    network.load_state_dict(part(f"{kind}.network."))
-    slots = {
-        i: part(f"{kind}.optimizer.{name}.")
-        for i, (name, _) in enumerate(network.named_parameters())
-    }
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})

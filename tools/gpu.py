@@ -45,17 +45,18 @@ from graphs import first_line
 from safetensors import safe_open
 from safetensors.torch import save as dump_safetensors
 
-from ncsn_core import checkpoints, provenance, training
+from ncsn_core import checkpoints, generation, pretrained, provenance, training
 from ncsn_core.book import bench
 from ncsn_core.checkpoints import MANIFEST, Record
 from ncsn_core.config import TrainingConfig, load_config
-from ncsn_core.data import batches, load_images
+from ncsn_core.data import batches, load_images, to_bytes
+from ncsn_core.devices import autocast_dtype, can_compile, pick_device, pick_precision
 from ncsn_core.errors import CorruptFileError, NCSNError
-from ncsn_core.evaluation import measure
-from ncsn_core.features import load_extractor
 from ncsn_core.files import write_atomically
-from ncsn_core.generation import generate, to_bytes
+from ncsn_core.metrics.features import load_extractor
+from ncsn_core.metrics.images import measure
 from ncsn_core.randomness import generator_for
+from ncsn_core.run import Run
 
 STARTED = time.monotonic()
 PLAN = {"bench": 1.0, "paper": 4.0, "samples": 3.0, "queue": 2.0}
@@ -81,7 +82,7 @@ class Session:
     def precision(self) -> str:
         """Of training; not "auto" on a CPU, where a stopwatch would decide."""
         on_gpu = self.device.type == "cuda"
-        return training.pick_precision("auto" if on_gpu else "32-true", self.device)
+        return pick_precision("auto" if on_gpu else "32-true", self.device)
 
     def left(self) -> float:
         """Seconds of the stage."""
@@ -147,7 +148,7 @@ def trained(session: Session, name: str, config: TrainingConfig, seconds: float 
     start = session.start_from / name if session.start_from else None
     ways = []
 
-    def prepare(run: training.Run) -> None:
+    def prepare(run: Run) -> None:
         ways.append("eager" if session.plain else graphs.speed_up(run, session.say))
         run.origin["step"] = ways[-1]
 
@@ -188,7 +189,7 @@ def benchmark(session: Session) -> None:
     if smoke:
         cases = [(bench.Case(2, 1, 14, 2), 2)]
     paths = [bench.Path(False, "32-true"), bench.Path(False, low)]
-    if not (smoke or session.plain) and training.can_compile(device):
+    if not (smoke or session.plain) and can_compile(device):
         paths.append(bench.Path(True, low))
     named = {bench.name(path): path for path in paths}
     ceilings = bench.measure_ceilings(device, smoke=smoke)
@@ -215,7 +216,7 @@ def benchmark(session: Session) -> None:
             images = torch.randint(256, (1024, 1, case.image_size, case.image_size), device=device)
             stream = batches(images.byte(), case.batch, seed=0)
             calls["graph " + bench.name(paths[-1]).split()[-1]] = partial(
-                bench._advance, run, stream
+                bench.advance, run, stream
             )
         compare("training", case, calls)
         case = replace(case, batch=chains)
@@ -242,12 +243,12 @@ def paper(session: Session) -> None:
 
 def samples(session: Session) -> None:
     """As many as there is time for, of the weights that go back."""
-    record = checkpoints.load(session.work / "records" / "paper")
+    record = pretrained.load(session.work / "records" / "paper")
     size, data = record.config["image_size"], record.config["dataset"]
     count, batch, steps = (8, 4, 1) if session.smoke else (10_000, 1000, 100)
-    autocast = training.autocast_dtype(session.precision)
-    fuse = record.sessions[-1]["fused"] and not session.plain
-    score = record.score(session.device, autocast=autocast, fuse=fuse)
+    autocast = autocast_dtype(session.precision)
+    compile = record.sessions[-1]["compiled"] and not session.plain
+    score = record.score(session.device, autocast=autocast, compile=compile)
     graph = not session.plain and graphs.speed_up_score(score, (batch, 1, size, size), session.say)
     settings = {"seed": 0, "batch_size": batch, "epsilon": 2e-5, "steps_per_level": steps}
 
@@ -266,9 +267,7 @@ def samples(session: Session) -> None:
     drawn, took, folder = 0, 0.0, session.work / f"samples-{record.weights_sha256[:12]}"
     while drawn < count and (not drawn or session.left() > took):
         began, drawn = time.monotonic(), drawn + batch
-        drawn_so_far = generate(
-            score, (1, size, size), drawn, folder=folder, progress=False, **settings
-        )
+        drawn_so_far = generation.sample(score, drawn, folder=folder, progress=False, **settings)
         images, took = to_bytes(drawn_so_far), time.monotonic() - began
         session.say(f"{drawn:,} samples, {took:.1f} s for the last {batch:,}")
         keep({})
@@ -353,7 +352,7 @@ def main() -> None:
         parser.error(f"unknown stages {sorted(unknown)}; known: {', '.join(STAGES)}")
     if given.commit:
         provenance.commit = lambda: given.commit
-    device = training.pick_device(given.device)
+    device = pick_device(given.device)
     options = {name: getattr(given, name) for name in ("smoke", "plain", "start_from")}
     session = Session(given.out, given.work, device, **options)
     if (given.work / "summary.json").exists():

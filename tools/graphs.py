@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
-from ncsn_core.training import Run, draws
+from ncsn_core.run import Run
+from ncsn_core.training import draw
 
 Call = Callable[..., Tensor]
 Say = Callable[[str], None]
@@ -88,14 +89,14 @@ def speed_up(run: Run, say: Say) -> str:
         generator = generator_for(seed, 9, device=device)
         shape = (run.config.batch_size, *run.network.image_shape)
         x = torch.rand(shape, device=device, generator=generator)
-        drawn = draws(run.config, x, run.score.sigmas, generator)
-        examples.append((x, *drawn.values()))
+        drawn = draw(run.config, run.score.sigmas, x, generator)
+        examples.append((x, *(t for t in drawn if t is not None)))
 
-    def step(x: Tensor, *values: Tensor) -> Tensor:
+    def step(x: Tensor, *drawn: Tensor) -> Tensor:
         for group in groups:
             group["lr"] = rate  # a number would be part of the graph
             group["capturable"] = x.is_cuda
-        return plain(x, dict(zip(drawn, values, strict=True)))
+        return plain(x, *drawn)
 
     parameters = [p.detach() for p in run.network.parameters()]
     before, new = [p.clone() for p in parameters], not run.optimizer.state
@@ -108,15 +109,15 @@ def speed_up(run: Run, say: Say) -> str:
     graph = agreeing(step, examples, [*parameters, *moments], say)
     run.whole = True
 
-    def update(x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    def update(x: Tensor, *drawn: Tensor | None) -> Tensor:
         rate.fill_(groups[0]["lr"])
         run.whole = False
-        return graph(x, *drawn.values())
+        return graph(x, *(t for t in drawn if t is not None))
 
     if graph is step:
         for group in groups:
             group["capturable"] = False
-        return "compiled" if run.origin["sessions"][-1]["fused"] else "eager"
+        return "compiled" if run.origin["sessions"][-1]["compiled"] else "eager"
     run.update = update  # type: ignore[method-assign]
     return "graph"
 

@@ -20,6 +20,7 @@ import torch
 
 from ncsn_core import checkpoints, training
 from ncsn_core.config import TrainingConfig, load_config
+from ncsn_core.devices import PRECISIONS
 
 sys.path.insert(0, str(Path(__file__).parent))
 import figure1
@@ -30,7 +31,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "ncsn": {},
     "plain_norm": {"keep_means": False},
     "unconditional": {"conditional": False},
-    "single_0.01": {"levels": 1, "sigma_first": 0.01},
+    "single_0.01": {"levels": 1, "sigma_max": 0.01},
     "sliced": {"objective": "sliced"},
     "no_norm": {"normalize": False},
 }
@@ -47,7 +48,7 @@ def networks() -> dict[str, TrainingConfig]:
             **CONSTANT,
             steps=40_000,
             parametrization="continuous",
-            sigma_first=17.0,  # the largest distance of two digits, rounded up
+            sigma_max=17.0,  # the largest distance of two digits, rounded up
             data_mean=0.13,
             data_std=0.31,
         ),
@@ -89,7 +90,7 @@ def main() -> None:
     queue = jobs()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where every run has a folder of its own")
-    parser.add_argument("--precision", choices=[p for p in training.PRECISIONS if p != "auto"])
+    parser.add_argument("--precision", choices=[p for p in PRECISIONS if p != "auto"])
     parser.add_argument("--only", choices=queue, nargs="+", metavar="NAME", help="these alone")
     ended = [name for name, job in queue.items() if isinstance(job, TrainingConfig)]
     parser.add_argument("--harvest", choices=ended, metavar="NAME", help="end this one")

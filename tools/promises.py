@@ -15,7 +15,7 @@ import torch
 
 from ncsn_core import checkpoints, provenance
 from ncsn_core.book.ledger import expected_to, measurements
-from ncsn_core.checkpoints import RESULTS
+from ncsn_core.pretrained import RESULTS
 
 ROOT = Path(__file__).parents[1]
 FOUND = ROOT / "_build" / "stress"

@@ -18,15 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncsn_core import benchmark, provenance, ranks, training
+import ncsn_core.provenance as provenance
+from ncsn_core._checks import later
 from ncsn_core.book import plain
 from ncsn_core.config import TrainingConfig, load_config
 from ncsn_core.convert import from_authors
-from ncsn_core.data import batches, dequantize
-from ncsn_core.networks import NoiseConditionalScore, RefineNet
+from ncsn_core.data.datasets import batches, dequantize
+from ncsn_core.devices import autocast_dtype, can_compile, pick_precision
+from ncsn_core.distributed import fabric
+from ncsn_core.metrics.cost import costs, flops, wait
+from ncsn_core.networks.build import new_score
+from ncsn_core.networks.refinenet import RefineNet
+from ncsn_core.networks.score import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
-from ncsn_core.samplers import annealed_langevin
+from ncsn_core.run import Run
+from ncsn_core.samplers.annealed import annealed_langevin
 from ncsn_core.schedules import geometric_ladder
+from ncsn_core.training import draw
 
 LEVELS = 10
 Report = Callable[[str], None]
@@ -46,7 +54,7 @@ class Case:
 class Path:
     """A way to run our network: whether its normalizations are compiled, and its precision."""
 
-    fuse: bool
+    compile: bool
     precision: str
 
 
@@ -94,13 +102,12 @@ def measure(
         the paths end up.
     """
     plan = PLANS[profile]
-    default = Path(
-        compiled and training.can_compile(device), training.pick_precision("auto", device)
-    )
+    default = Path(compiled and can_compile(device), pick_precision("auto", device))
     low = "16-mixed" if default.precision == "16-mixed" else "bf16-mixed"
-    fusings = (False, True) if default.fuse else (False,)
+    ways = (False, True) if default.compile else (False,)
     paths = {
-        name(path): path for path in [Path(fuse, p) for p in ("32-true", low) for fuse in fusings]
+        name(path): path
+        for path in [Path(compile, p) for p in ("32-true", low) for compile in ways]
     }
     smoke = profile == "smoke"
     before = measure_ceilings(device, smoke=smoke)
@@ -147,7 +154,7 @@ def _nothing_compiled() -> AbstractContextManager[Any]:
 def name(path: Path) -> str:
     """What a table calls a path."""
     precision = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}
-    return f"{'compiled' if path.fuse else 'eager'} {precision[path.precision]}"
+    return f"{'compiled' if path.compile else 'eager'} {precision[path.precision]}"
 
 
 def config_of(case: Case) -> TrainingConfig:
@@ -183,18 +190,24 @@ def training_calls(
     for title, path in paths.items():
         run = new_run(config, path, device)
         stream = batches(resident, case.batch, seed=0, flip=config.flip)
-        calls[title] = partial(_advance, run, stream)
+        calls[title] = partial(advance, run, stream)
     return calls
 
 
-def _advance(run: training.Run, stream: Iterator[tuple[int, Tensor, torch.Generator]]) -> None:
-    run.advance(*next(stream))
+def advance(run: Run, stream: Iterator[tuple[int, Tensor, torch.Generator]]) -> None:
+    """One step of the loop in `ncsn_core.training.train`, on the next batch of a stream."""
+    step, x, generator = next(stream)
+    with later(run.checks):
+        run.set_learning_rate(run.config.learning_rate_at(step))
+        loss = run.update(x, *draw(run.config, run.score.sigmas, x, generator))
+        run.average_weights(run.config.ema_decay_at(step))
+        run.advance(loss)
 
 
-def new_run(config: TrainingConfig, path: Path, device: torch.device) -> training.Run:
+def new_run(config: TrainingConfig, path: Path, device: torch.device) -> Run:
     """What `ncsn_core.training.train` advances, by one path."""
-    fabric = ranks.fabric(device, path.precision)
-    return training.Run(config, fabric, device, ranks.share(config.batch_size), path.fuse)
+    score = new_score(config.to_dict(), config.sigmas, device, compile=path.compile)
+    return Run(config, fabric(device, path.precision), score)
 
 
 def sampling_calls(
@@ -220,8 +233,8 @@ def like(
     """Our score with the weights of a plain network, for evaluation."""
     ours = RefineNet(case.channels, case.image_channels, case.image_size, len(sigmas))
     ours.load_state_dict(from_authors(network.state_dict()))
-    ours.fuse_normalizations(path.fuse)
-    autocast = training.autocast_dtype(path.precision)
+    ours.compile_normalizations(path.compile)
+    autocast = autocast_dtype(path.precision)
     score = NoiseConditionalScore(ours, sigmas, autocast=autocast).to(sigmas.device)
     return score.eval().requires_grad_(False)
 
@@ -243,14 +256,14 @@ def compare(
     for title, call in calls.items():
         began = time.perf_counter()
         call()
-        benchmark.wait(device)
+        wait(device)
         warm_up[title] = time.perf_counter() - began
     first = next(iter(calls))
-    flop = benchmark.flops(calls[first])
-    costs = benchmark.costs(calls, repeats=rounds, device=device)
-    base = np.array(costs[first].seconds)
+    flop = flops(calls[first])
+    found = costs(calls, repeats=rounds, device=device)
+    base = np.array(found[first].seconds)
     rows = []
-    for title, cost in costs.items():
+    for title, cost in found.items():
         ratios = base / np.array(cost.seconds)
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         rows.append(
@@ -312,7 +325,7 @@ def measure_ceilings(device: torch.device, *, smoke: bool = False) -> dict[str, 
 
 def _quickest(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Seconds of the quickest of several calls, for a ceiling."""
-    return min(benchmark.costs({"call": call}, repeats=repeats, device=device)["call"].seconds)
+    return min(costs({"call": call}, repeats=repeats, device=device)["call"].seconds)
 
 
 def agreement(path: Path, steps: int, device: torch.device) -> dict[str, Any]:
@@ -339,10 +352,11 @@ def agreement(path: Path, steps: int, device: torch.device) -> dict[str, Any]:
     losses = []
     for step, x, generator in batches(images, case.batch, seed=0):
         state = generator.get_state()
-        drawn = training.draws(config, x, sigmas, generator)
-        first = plain_step(x, drawn["levels"], drawn["noise"])
+        sigma, noise, _ = draw(config, sigmas, x, generator)
+        levels = (sigma[:, None] == sigmas).int().argmax(1)
+        first = plain_step(x, levels, noise)
         generator.set_state(state)
-        run.advance(step, x, generator)
+        advance(run, iter([(step, x, generator)]))
         losses.append((first, float(run.losses[-1])))
         if step + 1 == steps:
             break
@@ -394,7 +408,7 @@ def repaid_after(rows: list[dict[str, Any]], case: Case, precision: str = "float
     return math.ceil(of[names[1]]["warm_up_seconds"] / saved) if saved > 0 else None
 
 
-def draw(result: dict[str, Any]) -> Any:
+def plot(result: dict[str, Any]) -> Any:
     """Ratios by size for training and sampling, and speed against the batch; returns the figure."""
     import matplotlib.pyplot as plt
 

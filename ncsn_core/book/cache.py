@@ -17,7 +17,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from ncsn_core import provenance
+import ncsn_core.provenance as provenance
 from ncsn_core.book.claims import METADATA_KEY, from_metadata
 from ncsn_core.book.ledger import load_ledger, measurement_name
 from ncsn_core.book.notebook import default_parameters, to_bytes

@@ -3,9 +3,10 @@
 from ncsn_core.book.show import markdown_table
 from ncsn_core.checkpoints import Record
 from ncsn_core.networks import count_parameters
+from ncsn_core.pretrained import Model
 
 
-def card(*records: Record) -> str:
+def card(*records: Model) -> str:
     """A Markdown table of the origin of one or more checkpoints of a kind, side by side.
 
     Everything is read from their manifests and nothing else.
@@ -16,7 +17,7 @@ def card(*records: Record) -> str:
     return markdown_table(["", *[record.name for record in records]], rows)
 
 
-def _facts(record: Record) -> dict[str, str]:
+def _facts(record: Model) -> dict[str, str]:
     provenance, config = record.provenance, record.config
     facts = {}
     if record.kind == "ncsn":
@@ -25,7 +26,7 @@ def _facts(record: Record) -> dict[str, str]:
             f"RefineNet, {config['channels']} channels, {parameters:,} parameters{_variant(config)}"
         )
         facts["noise levels"] = (
-            f"{config['levels']}, from {config['sigma_first']:g} to {config['sigma_last']:g}"
+            f"{config['levels']}, from {config['sigma_max']:g} to {config['sigma_min']:g}"
         )
         facts["profile"] = f"`{config['profile']}` of preset `{config['preset']}`"
         objective = config.get("objective", "denoising")

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncsn_core import provenance as here
+import ncsn_core.provenance as here
 from ncsn_core.book.ledger import (
     FAILS,
     HOLDS,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ncsn_core import provenance
+import ncsn_core.provenance as provenance
 from ncsn_core.book.tree import BUILD, BookError, chapters, find_root, select
 from ncsn_core.errors import NCSNError
 
@@ -303,12 +303,13 @@ def bench(profile: str, device: str, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from ncsn_core import checkpoints, training
+    import ncsn_core.checkpoints as checkpoints
     from ncsn_core.book import bench as benchmarks
     from ncsn_core.book import style
+    from ncsn_core.devices import pick_device
 
     checkpoints.owned_files(out)
-    target = training.pick_device(device)
+    target = pick_device(device)
     result = benchmarks.measure(profile, target, report=click.echo)
     agreement = result["agreement"]
     click.echo(
@@ -323,7 +324,7 @@ def bench(profile: str, device: str, out: Path) -> None:
         provenance=provenance.describe(target) | {"profile": profile, "seed": 0},
     )
     style.use()
-    benchmarks.draw(result).savefig(out / "bench.png", dpi=150)
+    benchmarks.plot(result).savefig(out / "bench.png", dpi=150)
     click.echo(f"{out}/{checkpoints.MANIFEST} and {out}/bench.png")
 
 
@@ -332,11 +333,11 @@ def bench(profile: str, device: str, out: Path) -> None:
 @_speaks_plainly
 def gallery(checkpoint: str) -> None:
     """Draw the front page's pictures from the results that ship with CHECKPOINT."""
-    from ncsn_core import checkpoints
+    import ncsn_core.pretrained as pretrained
     from ncsn_core.book.gallery import write
 
     root = find_root()
-    for path in write(checkpoints.load(checkpoint), root / "book" / "_static"):
+    for path in write(pretrained.load(checkpoint), root / "book" / "_static"):
         click.echo(f"{path.relative_to(root)}: {path.stat().st_size / 1024:.0f} KiB")
 
 

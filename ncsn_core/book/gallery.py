@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ncsn_core.book.animation import animated_png
 from ncsn_core.book.style import mosaic
-from ncsn_core.checkpoints import Record
 from ncsn_core.files import write_atomically
+from ncsn_core.pretrained import Model
 
 BUNDLE = "epsilon_2e-5"
 
@@ -28,7 +28,7 @@ def emerging(frames: Tensor, *, enlarge: int = 2) -> bytes:
     )
 
 
-def write(model: Record, folder: Path) -> list[Path]:
+def write(model: Model, folder: Path) -> list[Path]:
     """Write `NAME_samples.png` and `NAME_emerging.png` for a checkpoint; returns their paths."""
     results = model.bundle(BUNDLE).tensors("results")
     samples = folder / f"{model.name}_samples.png"

@@ -22,7 +22,8 @@ from typing import Any
 from nbformat import NotebookNode
 from scipy.stats import binomtest
 
-from ncsn_core import checkpoints
+import ncsn_core.checkpoints as checkpoints
+import ncsn_core.pretrained as pretrained
 from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.ledger import NOT_MEASURED, OUTCOMES, number_text
 from ncsn_core.book.plot import band_plot
@@ -272,7 +273,7 @@ def _records(book: Book) -> str:
 
 def _stress(name: str) -> Mapping[str, Any]:
     """What `make stress` has measured under a name."""
-    metrics = checkpoints.results("promises").metrics
+    metrics = pretrained.results("promises").metrics
     if name not in metrics:
         raise BookError(f"`make stress` has measured no {name!r}")
     found: Mapping[str, Any] = metrics[name]
@@ -281,7 +282,7 @@ def _stress(name: str) -> Mapping[str, Any]:
 
 def _all_stress(kind: str) -> dict[str, Mapping[str, Any]]:
     """What `make stress` has measured under all names of a kind, by the rest of the name."""
-    metrics = checkpoints.results("promises").metrics
+    metrics = pretrained.results("promises").metrics
     return {
         name.removeprefix(kind): found for name, found in metrics.items() if name.startswith(kind)
     }

@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ncsn_core import provenance
+import ncsn_core.provenance as provenance
 from ncsn_core.book import cache
 from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.notebook import (

@@ -1,20 +1,14 @@
-"""Networks: the RefineNet and its score, Figure 1's auto-encoder, toy networks, the classifier.
-
-And what the score is compared with: an adversarial pair, a PixelCNN, an energy model.
-"""
+"""Networks: the RefineNet and the score made of it, Figure 1's auto-encoder, toy networks."""
 
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ncsn_core.lazy import names_of
+from ncsn_core._lazy import names_of
 
 if TYPE_CHECKING:
-    from ncsn_core.networks.classifier import DigitClassifier
-    from ncsn_core.networks.energy_model import EnergyModel
-    from ncsn_core.networks.gan import Discriminator, Generator
+    from ncsn_core.networks.build import build_network, build_score
     from ncsn_core.networks.mlp import MLP, ConditionalMLP, Ensemble
-    from ncsn_core.networks.pixelcnn import PixelCNN
     from ncsn_core.networks.refinenet import RefineNet
     from ncsn_core.networks.residual_autoencoder import ResidualAutoencoder
     from ncsn_core.networks.score import ContinuousScore, EnergyScore, NoiseConditionalScore
@@ -22,11 +16,8 @@ else:
     __getattr__, __dir__ = names_of(
         __name__,
         {
-            "classifier": "DigitClassifier",
-            "energy_model": "EnergyModel",
-            "gan": "Discriminator Generator",
+            "build": "build_network build_score",
             "mlp": "MLP ConditionalMLP Ensemble",
-            "pixelcnn": "PixelCNN",
             "refinenet": "RefineNet",
             "residual_autoencoder": "ResidualAutoencoder",
             "score": "ContinuousScore EnergyScore NoiseConditionalScore",
@@ -37,16 +28,13 @@ __all__ = [
     "MLP",
     "ConditionalMLP",
     "ContinuousScore",
-    "DigitClassifier",
-    "Discriminator",
-    "EnergyModel",
     "EnergyScore",
     "Ensemble",
-    "Generator",
     "NoiseConditionalScore",
-    "PixelCNN",
     "RefineNet",
     "ResidualAutoencoder",
+    "build_network",
+    "build_score",
     "count_parameters",
 ]
 

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from ncsn_core._types import PerSample, Points
+
 
 class MLP(nn.Sequential):
     """Fully connected D → hidden → … → hidden → D: an unconstrained model of a score.
@@ -58,9 +60,7 @@ class ConditionalMLP(nn.Module):
         self.radius = radius
         self.net = MLP(dimension + 1, hidden, layers, outputs=dimension)
 
-    def forward(
-        self, x: Float[Tensor, "batch dimension"], sigma: Float[Tensor, " batch"]
-    ) -> Float[Tensor, "batch dimension"]:
+    def forward(self, x: Points, sigma: PerSample) -> Points:
         """The score of q_σ at each x, σ one per point."""
         sigma = sigma.unsqueeze(1)
         scaled = x * torch.rsqrt(self.radius**2 + sigma.square())

@@ -27,10 +27,8 @@ def instance_norm_plus(
     gamma: Coefficients,
     beta: Coefficients,
     alpha: Coefficients | None = None,
-    *,
-    elu: bool = False,
 ) -> Float[Tensor, "batch channel height width"]:
-    """Instance normalization++ (Song & Ermon 2019, Appendix A.1), with an optional ELU after it.
+    """Instance normalization++ (Song & Ermon 2019, Appendix A.1).
 
     With m_k the spatial mean of channel k, s_k its standard deviation, and M, V the mean and
     *unbiased* variance of the m_k over the channels of one image, channel k becomes
@@ -40,39 +38,72 @@ def instance_norm_plus(
     Plain instance normalization throws m_k, the brightness of a feature map, away; the α term
     brings it back.  `alpha=None` leaves it out.
     """
-    # torch forgets that the statistics depend on x when it differentiates its own kernel in forward
-    # mode and then once more (pytorch issue 196699); the plain formula has the right derivatives.
-    plain = torch.compiler.is_compiling() or forward_ad._current_level >= 0
-    if plain:
-        variance, m = torch.var_mean(x.float(), dim=(2, 3), correction=0)
-    else:
-        m = x.mean(dim=(2, 3), dtype=torch.float32)
+    variance, m = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+    y = (x - m) / torch.sqrt(variance + 1e-5)
     if alpha is not None:
         spread, mean = torch.var_mean(m, dim=1, correction=1, keepdim=True)
-        beta = beta + gamma * alpha * (m - mean) / torch.sqrt(spread + 1e-5)
-    if plain:  # one pass for the moments, one for everything else
-        scale = gamma * torch.rsqrt(variance + 1e-5)
-        shift = beta - m * scale
-        y = x.float() * scale[:, :, None, None] + shift[:, :, None, None]
-        return (_elu(y) if elu else y).to(x.dtype)
-    else:  # the fastest eager way to (x − m) / s: a group for each channel, in contiguous memory
-        standardized = F.group_norm(x, x.shape[1]).to(x.dtype)
-        scale, shift = (c[:, :, None, None].to(x.dtype) for c in (gamma, beta))
-        y = torch.addcmul(shift, standardized, scale)
-        return F.elu(y, inplace=True) if elu else y
+        y = y + alpha[:, :, None, None] * (m - mean) / torch.sqrt(spread + 1e-5)
+    return gamma[:, :, None, None] * y + beta[:, :, None, None]
 
 
-def _elu(y: Tensor) -> Tensor:
-    """ELU with e^y − 1 in place of expm1(y), within 2⁻²³ of it.
+def normalize(
+    x: Features,
+    gamma: Coefficients,
+    beta: Coefficients,
+    alpha: Coefficients | None,
+    *,
+    elu: bool,
+    compiled: bool,
+) -> Features:
+    """`instance_norm_plus` and an ELU after it if asked for, in the fastest form that is right.
 
-    Compiled for a CPU, expm1 makes the whole normalization take six times as long.
+    All forms give the same numbers to rounding, the statistics in float32 whatever `x` is in.
     """
-    return F.relu(y) + (y.clamp(max=0).exp() - 1)
+    # torch forgets that the statistics depend on x when it differentiates its own kernel in forward
+    # mode and then once more (pytorch issue 196699); the plain operations have the right ones.
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return _in_two_passes(x, gamma, beta, alpha, elu)
+    if compiled:
+        return _compiled()(x, gamma, beta, alpha, elu)
+    return _by_kernel(x, gamma, beta, alpha, elu)
+
+
+def _by_kernel(x: Tensor, gamma: Tensor, beta: Tensor, alpha: Tensor | None, elu: bool) -> Tensor:
+    """The fastest eager way: torch's own kernel, a group for each channel, in contiguous memory."""
+    shift = _with_means(beta, gamma, alpha, x.mean(dim=(2, 3), dtype=torch.float32))
+    standardized = F.group_norm(x, x.shape[1]).to(x.dtype)
+    y = torch.addcmul(_as_map(shift, x), standardized, _as_map(gamma, x))
+    return F.elu(y, inplace=True) if elu else y
+
+
+def _in_two_passes(
+    x: Tensor, gamma: Tensor, beta: Tensor, alpha: Tensor | None, elu: bool
+) -> Tensor:
+    """What a compiler can fuse: one pass over memory for the moments, one for everything else."""
+    variance, m = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+    scale = gamma * torch.rsqrt(variance + 1e-5)
+    shift = _with_means(beta, gamma, alpha, m) - m * scale
+    y = x.float() * scale[:, :, None, None] + shift[:, :, None, None]
+    if elu:  # with e^y − 1, within 2⁻²³ of expm1(y), which takes six times as long on a CPU
+        y = F.relu(y) + (y.clamp(max=0).exp() - 1)
+    return y.to(x.dtype)
+
+
+def _with_means(beta: Tensor, gamma: Tensor, alpha: Tensor | None, m: Tensor) -> Tensor:
+    """β_k + γ_k α_k (m_k − M) / √(V + 1e-5), [batch, channel]: all that is added to a channel."""
+    if alpha is None:
+        return beta
+    spread, mean = torch.var_mean(m, dim=1, correction=1, keepdim=True)
+    return beta + gamma * alpha * (m - mean) / torch.sqrt(spread + 1e-5)
+
+
+def _as_map(coefficients: Tensor, x: Tensor) -> Tensor:
+    return coefficients[:, :, None, None].to(x.dtype)
 
 
 @functools.cache
-def compiled_instance_norm_plus() -> Callable[..., Tensor]:
-    """`instance_norm_plus` fused by `torch.compile` into two passes over memory.
+def _compiled() -> Callable[..., Tensor]:
+    """`_in_two_passes`, fused by `torch.compile`.
 
     The normalizations are memory-bound and the slowest part of the network in eager mode.  They
     come in about eight shapes per batch size, so that compiling them alone takes seconds where
@@ -82,7 +113,7 @@ def compiled_instance_norm_plus() -> Callable[..., Tensor]:
     name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
     setattr(settings, name, max(64, getattr(settings, name)))
     # Without the run-time type checks that the tests put around it; they cannot be compiled.
-    return torch.compile(inspect.unwrap(instance_norm_plus), dynamic=False)
+    return torch.compile(inspect.unwrap(_in_two_passes), dynamic=False)
 
 
 def _near_one(levels: int, channels: int) -> nn.Parameter:
@@ -111,7 +142,7 @@ class ConditionalInstanceNormPlus(nn.Module):
     ) -> None:
         super().__init__()
         self.elu = elu
-        self.fused = False
+        self.compiled = False
         self.normalize = True
         self.gamma = _near_one(levels, channels)
         self.alpha = _near_one(levels, channels) if keep_means else None
@@ -122,9 +153,9 @@ class ConditionalInstanceNormPlus(nn.Module):
             scale, shift = (rows(t, level)[:, :, None, None] for t in (self.gamma, self.beta))
             y = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
             return F.elu(y) if self.elu else y
-        normalize = compiled_instance_norm_plus() if self.fused else instance_norm_plus
+        gamma, beta = rows(self.gamma, level), rows(self.beta, level)
         alpha = None if self.alpha is None else rows(self.alpha, level)
-        return normalize(x, rows(self.gamma, level), rows(self.beta, level), alpha, elu=self.elu)
+        return normalize(x, gamma, beta, alpha, elu=self.elu, compiled=self.compiled)
 
 
 def rows(table: Float[Tensor, "levels channel"], level: Levels) -> Coefficients:
@@ -408,14 +439,19 @@ class RefineNet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.end(h.float())
 
-    def fuse_normalizations(self, fused: bool = True) -> None:
+    @property
+    def compiled(self) -> bool:
+        """Whether the normalizations are compiled."""
+        return self.norm.compiled
+
+    def compile_normalizations(self, compiled: bool = True) -> None:
         """Choose compiled normalizations (which need a C++ compiler or a GPU) or eager ones.
 
         Either way the weights go into the memory format in which it is fastest: channels last for
         the compiled ones, as convolutions prefer it; contiguous for the eager kernels, which would
         copy every feature map.
         """
-        self.to(memory_format=torch.channels_last if fused else torch.contiguous_format)
+        self.to(memory_format=torch.channels_last if compiled else torch.contiguous_format)
         for module in self.modules():
             if isinstance(module, ConditionalInstanceNormPlus):
-                module.fused = fused
+                module.compiled = compiled

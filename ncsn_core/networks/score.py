@@ -1,11 +1,11 @@
 """From a network that knows level indices to a score that takes σ: of a ladder, or any."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncsn_core.checks import require
-from ncsn_core.schedules import validate_ladder
+from ncsn_core._checks import require
+from ncsn_core._types import Batch, Ladder, PerSample
+from ncsn_core.schedules import per_sample, validate_ladder
 
 
 class NoiseConditionalScore(nn.Module):
@@ -31,7 +31,7 @@ class NoiseConditionalScore(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        sigmas: Float[Tensor, " levels"],
+        sigmas: Ladder,
         *,
         conditional: bool = True,
         autocast: torch.dtype | None = None,
@@ -42,9 +42,21 @@ class NoiseConditionalScore(nn.Module):
         self.autocast = autocast
         self.register_buffer("sigmas", validate_ladder(sigmas).clone(), persistent=False)
 
-    def forward(
-        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
-    ) -> Float[Tensor, "batch *shape"]:
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image, for networks that know it.
+
+        Raises:
+            TypeError: for others.
+        """
+        shape = getattr(self.network, "image_shape", None)
+        if shape is None:
+            raise TypeError(
+                f"a {type(self.network).__name__} does not know the shape of its images"
+            )
+        return shape
+
+    def forward(self, x: Batch, sigma: PerSample) -> Batch:
         """Scores of `x`, each at its own σ.
 
         Raises:
@@ -85,9 +97,7 @@ class EnergyScore(NoiseConditionalScore):
     Args as for `NoiseConditionalScore`, with f_θ for the network.
     """
 
-    def energy(
-        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def energy(self, x: Batch, sigma: PerSample) -> PerSample:
         """E_θ(x, σ), −log q_σ(x) up to a constant for each σ.
 
         Raises:
@@ -95,9 +105,7 @@ class EnergyScore(NoiseConditionalScore):
         """
         return sigma**2 / 2 * super().forward(x, sigma).flatten(1).square().sum(1)
 
-    def forward(
-        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
-    ) -> Float[Tensor, "batch *shape"]:
+    def forward(self, x: Batch, sigma: PerSample) -> Batch:
         """Scores of `x`, each at its own σ; differentiable once more.
 
         Raises:
@@ -133,7 +141,7 @@ class ContinuousScore(NoiseConditionalScore):
     def __init__(
         self,
         network: nn.Module,
-        sigmas: Float[Tensor, " levels"],
+        sigmas: Ladder,
         *,
         data_mean: float,
         data_std: float,
@@ -150,25 +158,23 @@ class ContinuousScore(NoiseConditionalScore):
         self.data_mean = data_mean
         self.data_std = data_std
 
-    def forward(
-        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"]
-    ) -> Float[Tensor, "batch *shape"]:
+    def forward(self, x: Batch, sigma: PerSample) -> Batch:
         """Scores of `x`, each at its own σ.
 
         Raises:
             ValueError: when a σ lies beyond the ends of the ladder.
         """
-        first, last = self.sigmas[0], self.sigmas[-1]
-        known = (sigma <= first * (1 + 1e-5)) & (sigma >= last * (1 - 1e-5))
+        sigma_max, sigma_min = self.sigmas[0], self.sigmas[-1]
+        known = (sigma <= sigma_max * (1 + 1e-5)) & (sigma >= sigma_min * (1 - 1e-5))
         require(
             known.all(),
             lambda: ValueError(
                 f"sigma = {sigma[~known][0].item():.6g} lies outside of what this network was "
-                f"trained for, {last.item():.4g} to {first.item():.4g}"
+                f"trained for, {sigma_min.item():.4g} to {sigma_max.item():.4g}"
             ),
         )
-        level = (sigma / first).log() / (last / first).log() * (len(self.sigmas) - 1)
-        column = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        level = (sigma / sigma_max).log() / (sigma_min / sigma_max).log() * (len(self.sigmas) - 1)
+        column = per_sample(sigma, x)
         c = torch.rsqrt(column**2 + self.data_std**2)
         centered = x - self.data_mean
         f = self._run((1 + c * centered) / 2, level)  # the network maps its input by 2x − 1

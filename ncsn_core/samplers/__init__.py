@@ -6,14 +6,14 @@ every update to `callback` as a `State`, and never print.  The two solvers that 
 steps, at the end of `ode`, have no callback.
 
 A step waits for nothing on a GPU: there a score that is not finite is noticed within a hundred
-steps (`ncsn_core.checks`), in the same words, and a callback may have seen what came of it.
+steps (`ncsn_core._checks`), in the same words, and a callback may have seen what came of it.
 """
 
 from typing import TYPE_CHECKING
 
-from ncsn_core.lazy import names_of
+from ncsn_core._lazy import names_of
 
-# At once, and after their modules, which have the same names and would stand in their places.
+# At once: these two modules have the names of their functions, and would stand in their places.
 from ncsn_core.samplers.langevin import langevin
 from ncsn_core.samplers.mala import Mala, mala, score_of
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from ncsn_core.samplers.annealed import annealed_langevin
     from ncsn_core.samplers.consistent import consistent_annealed
     from ncsn_core.samplers.inpainting import inpaint
-    from ncsn_core.samplers.ode import log_likelihood, probability_flow, solve_probability_flow
+    from ncsn_core.samplers.ode import (
+        Likelihood,
+        Solution,
+        log_likelihood,
+        probability_flow,
+        solve_probability_flow,
+    )
     from ncsn_core.samplers.reverse import reverse_diffusion
     from ncsn_core.samplers.state import State
 else:
@@ -31,14 +37,16 @@ else:
             "annealed": "annealed_langevin",
             "consistent": "consistent_annealed",
             "inpainting": "inpaint",
-            "ode": "log_likelihood probability_flow solve_probability_flow",
+            "ode": "Likelihood Solution log_likelihood probability_flow solve_probability_flow",
             "reverse": "reverse_diffusion",
             "state": "State",
         },
     )
 
 __all__ = [
+    "Likelihood",
     "Mala",
+    "Solution",
     "State",
     "annealed_langevin",
     "consistent_annealed",

@@ -1,45 +1,26 @@
 """Annealed Langevin dynamics, one noise level after the other."""
 
-from collections.abc import Callable
-
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from ncsn_core.checks import later
+from ncsn_core._types import Batch, Ladder, NoiseConditional
+from ncsn_core.parametrizations import denoiser_from_score
 from ncsn_core.samplers.langevin import langevin_step
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, checked, normal_like
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
 from ncsn_core.schedules import langevin_step_sizes
 
 
-def unconstrained(sigma: float) -> Callable[[Tensor], Tensor]:
-    """Let the samples be, at every level."""
-    return lambda x: x
-
-
-def denoised(
-    score: Callable[[Tensor, Tensor], Tensor],
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, ""],
-) -> Float[Tensor, "batch *shape"]:
-    """x + σ² s(x, σ), the mean of the clean data given x (Tweedie)."""
-    return x + sigma**2 * checked(score(x, sigma.expand(len(x))), x, "the final denoising step")
-
-
-@torch.no_grad()
-@later()
+@sampler(SMALLER_STEPS)
 def annealed_langevin(
-    score: Callable[[Tensor, Tensor], Tensor],
-    x: Float[Tensor, "batch *shape"],
-    sigmas: Float[Tensor, " levels"],
+    score: NoiseConditional,
+    x: Batch,
+    sigmas: Ladder,
     *,
     epsilon: float = 2e-5,
     steps_per_level: int = 100,
     denoise: bool = False,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
-    constraint: Callable[[float], Callable[[Tensor], Tensor]] = unconstrained,
-) -> Float[Tensor, "batch *shape"]:
+) -> Batch:
     """Annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1).
 
     For each level i, T times:  x ← x + αᵢ/2 · s(x, σᵢ) + √αᵢ · z,  with αᵢ = ε σᵢ²/σ_L².
@@ -56,30 +37,33 @@ def annealed_langevin(
             paper's do.
         generator: source of z, on the device of `x`.
         callback: called with a `State` after every update.
-        constraint: called with σᵢ at the start of each level; returns a map through which the
-            samples go at once, and again after every update of the level.
 
     Returns:
         The last samples, not clipped.
 
     Raises:
         ValueError: for an invalid ladder, ε or T, or a score of another shape than its input.
-        FloatingPointError: when a score is not finite, naming level and step.
+        FloatingPointError: when a score is not finite, naming σ and the evaluation.
     """
-    if steps_per_level < 1:
-        raise ValueError(f"steps_per_level must be at least 1; got {steps_per_level}")
     alphas = langevin_step_sizes(sigmas, epsilon).tolist()
-    levels = sigmas.tolist()
-    for i, alpha in enumerate(alphas):
+    for i, (level, alpha) in enumerate(zip(sigmas.tolist(), alphas, strict=True)):
         sigma = sigmas[i].expand(len(x))
-        level = f"level {i + 1} of {len(alphas)} (sigma = {levels[i]:.4g})"
-        constrained = constraint(levels[i])
-        x = constrained(x)
-        for t in range(steps_per_level):
-            s = checked(score(x, sigma), x, f"{level}, step {t + 1}", SMALLER_STEPS)
-            x = constrained(langevin_step(x, s, alpha, normal_like(x, generator)))
+        for t in steps(steps_per_level):
+            s = score(x, sigma)
+            x = langevin_step(x, s, alpha, normal_like(x, generator))
             if callback is not None:
-                callback(State(i, t, levels[i], alpha, x, s))
+                callback(State(i, t, level, alpha, x, s))
     if denoise:
-        x = denoised(score, x, sigmas[-1])
+        x = denoiser_from_score(score)(x, sigma)
     return x
+
+
+def steps(count: int) -> range:
+    """The steps of a level, from 0.
+
+    Raises:
+        ValueError: for none.
+    """
+    if count < 1:
+        raise ValueError(f"steps_per_level must be at least 1; got {count}")
+    return range(count)

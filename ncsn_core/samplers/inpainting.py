@@ -1,36 +1,40 @@
 """Filling in the unknown part of an image by annealed Langevin dynamics."""
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
+from ncsn_core._types import Batch, Ladder, NoiseConditional
 from ncsn_core.errors import UnknownNameError
-from ncsn_core.samplers.annealed import annealed_langevin
-from ncsn_core.samplers.state import Callback, normal_like
+from ncsn_core.parametrizations import denoiser_from_score
+from ncsn_core.samplers.annealed import steps
+from ncsn_core.samplers.langevin import langevin_step
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
+from ncsn_core.schedules import langevin_step_sizes
 
 KnownNoise = Literal["level", "step", "none"]
 
 
+@sampler(SMALLER_STEPS)
 def inpaint(
-    score: Callable[[Tensor, Tensor], Tensor],
-    x: Float[Tensor, "batch *shape"],
-    sigmas: Float[Tensor, " levels"],
+    score: NoiseConditional,
+    x: Batch,
+    sigmas: Ladder,
     *,
-    known: Float[Tensor, "batch *shape"],
-    mask: Bool[Tensor, "*shape"],
+    images: Batch,
+    known: Bool[Tensor, "*shape"],
     known_noise: KnownNoise = "level",
     epsilon: float = 2e-5,
     steps_per_level: int = 100,
     denoise: bool = False,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Batch:
     """Inpainting with annealed Langevin dynamics (Song & Ermon 2019, Algorithm 2).
 
-    At each level the known pixels get fresh noise of that level, once: y = known + σᵢ z.  They are
+    At each level the known pixels get fresh noise of that level, once: y = images + σᵢ z.  They are
     put in place at the start of the level and after each of its updates, so that the score at
     every unknown pixel is that of an image whose known part is as noisy as the rest.
 
@@ -42,8 +46,8 @@ def inpaint(
         score: maps (x `[batch, *shape]`, σ [batch]) to a tensor like x.
         x: where the chains start; only the unknown pixels matter.  Not modified.
         sigmas: the ladder, from the largest noise to the smallest.
-        known: the images, of which only the pixels under `mask` are used.
-        mask: True where a pixel is known, for all images alike.
+        images: of which only the known pixels are used.
+        known: mask, True where a pixel is known, for all images alike.
         known_noise: when the noise of the known pixels is drawn: once a "level", as in Algorithm 2;
             anew at every "step", as in the authors' later code; or "none", which puts them in place
             as they are.
@@ -61,38 +65,41 @@ def inpaint(
         ValueError: for an invalid ladder, ε or T, images of another shape than `x`, a mask that
             is not one image, known pixels that are not finite, another `known_noise`, or a score
             that changes the shape.
-        FloatingPointError: when a score is not finite, naming level and step.
+        FloatingPointError: when a score is not finite, naming σ and the evaluation.
     """
-    if known.shape != x.shape or mask.shape != x.shape[1:]:
+    _check(x, images, known, known_noise)
+
+    def noised(level: float) -> Tensor:
+        if known_noise == "none":
+            return images
+        return images + level * normal_like(x, generator)
+
+    alphas = langevin_step_sizes(sigmas, epsilon).tolist()
+    for i, (level, alpha) in enumerate(zip(sigmas.tolist(), alphas, strict=True)):
+        sigma = sigmas[i].expand(len(x))
+        y = noised(level)
+        x = torch.where(known, y, x)
+        for t in steps(steps_per_level):
+            s = score(x, sigma)
+            x = langevin_step(x, s, alpha, normal_like(x, generator))
+            if known_noise == "step":
+                y = noised(level)
+            x = torch.where(known, y, x)
+            if callback is not None:
+                callback(State(i, t, level, alpha, x, s))
+    if denoise:
+        x = torch.where(known, images, denoiser_from_score(score)(x, sigma))
+    return x
+
+
+def _check(x: Tensor, images: Tensor, known: Tensor, known_noise: str) -> None:
+    """What `inpaint` raises before the first evaluation."""
+    if images.shape != x.shape or known.shape != x.shape[1:]:
         raise ValueError(
-            f"known images have the shape of x, {tuple(x.shape)}, and the mask that of one image; "
-            f"got {tuple(known.shape)} and {tuple(mask.shape)}"
+            f"the images have the shape of x, {tuple(x.shape)}, and the mask that of one image; "
+            f"got {tuple(images.shape)} and {tuple(known.shape)}"
         )
-    if not torch.isfinite(known[:, mask]).all():
+    if not torch.isfinite(images[:, known]).all():
         raise ValueError("some known pixels are not finite")
     if known_noise not in get_args(KnownNoise):
         raise UnknownNameError("known_noise", known_noise, get_args(KnownNoise))
-
-    def hold_known(sigma: float) -> Callable[[Tensor], Tensor]:
-        def noised() -> Tensor:
-            return known + sigma * normal_like(x, generator)
-
-        if known_noise == "none":
-            return lambda x: torch.where(mask, known, x)
-        if known_noise == "step":
-            return lambda x: torch.where(mask, noised(), x)
-        y = noised()
-        return lambda x: torch.where(mask, y, x)
-
-    filled = annealed_langevin(
-        score,
-        x,
-        sigmas,
-        epsilon=epsilon,
-        steps_per_level=steps_per_level,
-        denoise=denoise,
-        generator=generator,
-        callback=callback,
-        constraint=hold_known,
-    )
-    return torch.where(mask, known, filled) if denoise else filled

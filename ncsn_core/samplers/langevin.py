@@ -1,26 +1,25 @@
 """Langevin dynamics, the sampler that needs nothing but a score."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncsn_core.checks import later
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, checked, normal_like
+from ncsn_core._types import Batch, Score
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
 
 
-@torch.no_grad()
-@later()
+@sampler(SMALLER_STEPS)
 def langevin(
-    score: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "batch *shape"],
+    score: Score,
+    x: Batch,
     *,
     epsilon: float | Sequence[float] | Float[Tensor, " steps"] = 0.1,
     steps: int | None = None,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Batch:
     """Langevin dynamics without a Metropolis test (Song & Ermon 2019, §2.2, Eq. 4).
 
     T times:  x ← x + ε/2 · s(x) + √ε · z.  As ε → 0 and εT → ∞ the law of x becomes the density
@@ -40,11 +39,11 @@ def langevin(
     Raises:
         ValueError: for an ε that is not positive and finite, a T below 1 or one that is not the
             length of `epsilon`, or a score of another shape than its input.
-        FloatingPointError: when a score is not finite, naming the step.
+        FloatingPointError: when a score is not finite, naming the evaluation.
     """
     epsilons = step_sizes(epsilon, steps)
     for t, step_size in enumerate(epsilons):
-        s = checked(score(x), x, f"step {t + 1} of {len(epsilons)}", SMALLER_STEPS)
+        s = score(x)
         x = langevin_step(x, s, step_size, normal_like(x, generator))
         if callback is not None:
             callback(State(0, t, 0.0, step_size, x, s))

@@ -1,17 +1,17 @@
 """The Metropolis-adjusted Langevin algorithm, which takes back what a finite step gets wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ncsn_core.checks import later, require
+from ncsn_core._checks import require
+from ncsn_core._types import Batch, LogDensity, PerSample, Score
 from ncsn_core.samplers.langevin import langevin_step, step_sizes
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, checked, normal_like
-
-LogDensity = Callable[[Tensor], Tensor]
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
+from ncsn_core.schedules import per_sample
 
 
 class Mala(NamedTuple):
@@ -26,11 +26,10 @@ class Mala(NamedTuple):
     acceptance: Tensor
 
 
-@torch.no_grad()
-@later()
+@sampler(SMALLER_STEPS)
 def mala(
-    score: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "batch *shape"],
+    score: Score,
+    x: Batch,
     *,
     log_density: LogDensity,
     epsilon: float | Sequence[float] | Float[Tensor, " steps"] = 0.1,
@@ -61,26 +60,24 @@ def mala(
     Raises:
         ValueError: as for `langevin`, for log-densities that are not one number a chain, and for a
             start of density 0.
-        FloatingPointError: when a score or log-density is not a number, naming the step.
+        FloatingPointError: when a score or log-density is not a number, naming the evaluation.
     """
     epsilons = step_sizes(epsilon, steps)
-    log_p = _checked_density(log_density(x), x, "the start")
-    if log_p.isneginf().any():
-        raise ValueError("a chain starts where the density is 0; choose another start")
-    s = checked(score(x), x, "the start")
+    log_density = _checked(log_density)
+    log_p, s = log_density(x), score(x)
     moves = torch.zeros(len(x), device=x.device)
     for t, step_size in enumerate(epsilons):
-        where = f"step {t + 1} of {len(epsilons)}"
         proposal = langevin_step(x, s, step_size, normal_like(x, generator))
-        proposal_log_p = _checked_density(log_density(proposal), x, where)
-        possible = per_chain(~proposal_log_p.isneginf(), x)
-        proposal_s = checked(torch.where(possible, score(proposal), 0.0), x, where, SMALLER_STEPS)
+        proposal_log_p = log_density(proposal)
+        # There is no score where the density is 0, and no proposal is accepted there.
+        possible = per_sample(~proposal_log_p.isneginf(), x)
+        proposal_s = score(torch.where(possible, proposal, x))
         forth = log_proposal(proposal, x, s, step_size)
         back = log_proposal(x, proposal, proposal_s, step_size)
         u = torch.rand(len(x), device=x.device, dtype=x.dtype, generator=generator)
         accepted = u.log() < proposal_log_p - log_p + back - forth
 
-        used, moved = s, per_chain(accepted, x)
+        used, moved = s, per_sample(accepted, x)
         x = torch.where(moved, proposal, x)
         s = torch.where(moved, proposal_s, s)
         log_p = torch.where(accepted, proposal_log_p, log_p)
@@ -90,12 +87,12 @@ def mala(
     return Mala(x, moves / len(epsilons))
 
 
-def log_proposal(y: Tensor, x: Tensor, s: Tensor, epsilon: float) -> Float[Tensor, " batch"]:
+def log_proposal(y: Tensor, x: Tensor, s: Tensor, epsilon: float) -> PerSample:
     """log q(y|x) = −‖y − x − ε/2 · s(x)‖²/2ε, without the constant that cancels in the ratio."""
     return -(y - x - epsilon / 2 * s).flatten(1).square().sum(1) / (2 * epsilon)
 
 
-def score_of(log_density: LogDensity) -> Callable[[Tensor], Tensor]:
+def score_of(log_density: LogDensity) -> Score:
     """∇ log p by automatic differentiation, for a log-density that treats its samples one by one.
 
     Any differentiable energy becomes a score this way: `score_of(lambda x: -energy(x))`.
@@ -103,18 +100,27 @@ def score_of(log_density: LogDensity) -> Callable[[Tensor], Tensor]:
     return torch.func.grad(lambda x: log_density(x).sum())
 
 
-def per_chain(mask: Bool[Tensor, " batch"], x: Tensor) -> Tensor:
-    """The mask with as many dimensions as `x`."""
-    return mask.reshape(-1, *[1] * (x.ndim - 1))
+def _checked(log_density: LogDensity) -> LogDensity:
+    """The log-density, that raises at a start of density 0, and at an answer of another shape, or
+    that is +∞ or no number.
+    """
+    evaluations = 0
 
-
-def _checked_density(log_p: Tensor, x: Tensor, where: str) -> Tensor:
-    if log_p.shape != x.shape[:1]:
-        raise ValueError(
-            f"a log-density gives one number for each of {len(x)} chains; got {tuple(log_p.shape)}"
+    def checked(x: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        log_p, where = log_density(x), f"evaluation {evaluations}"
+        if evaluations == 1 and log_p.isneginf().any():
+            raise ValueError("a chain starts where the density is 0; choose another start")
+        if log_p.shape != x.shape[:1]:
+            raise ValueError(
+                f"a log-density gives one number for each of {len(x)} chains; "
+                f"got {tuple(log_p.shape)}"
+            )
+        require(
+            ~(log_p.isnan() | log_p.isposinf()).any(),
+            lambda: FloatingPointError(f"the log-density is not a number at {where}"),
         )
-    require(
-        ~(log_p.isnan() | log_p.isposinf()).any(),
-        lambda: FloatingPointError(f"the log-density is not a number at {where}"),
-    )
-    return log_p
+        return log_p
+
+    return checked

@@ -7,33 +7,32 @@ data with noise σ (Song et al. 2021, §4.3).
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from ncsn_core.checks import later
+from ncsn_core._types import Batch, Ladder, LogDensity, NoiseConditional, PerSample, Score
 from ncsn_core.divergence import exact_divergence
-from ncsn_core.samplers.annealed import denoised
-from ncsn_core.samplers.state import Callback, State, checked
+from ncsn_core.errors import UnknownNameError
+from ncsn_core.parametrizations import denoiser_from_score
+from ncsn_core.samplers.state import Callback, State, checked, sampler
 from ncsn_core.schedules import validate_ladder
 
-NoiseConditional = Callable[[Tensor, Tensor], Tensor]
 Method = Literal["euler", "heun", "multistep"]
+Slope = Callable[[float, np.ndarray], np.ndarray]
 
 
-@torch.no_grad()
-@later()
+@sampler()
 def probability_flow(
     score: NoiseConditional,
-    x: Float[Tensor, "batch *shape"],
-    sigmas: Float[Tensor, " levels"],
+    x: Batch,
+    sigmas: Ladder,
     *,
     method: Method = "heun",
     callback: Callback | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Batch:
     """The probability-flow ODE along a ladder, down to σ = 0 (Song et al. 2021, §4.3).
 
     - "euler": x + (σᵢ − σᵢ₊₁) σᵢ s(x, σᵢ).  The first order, L evaluations.
@@ -54,15 +53,15 @@ def probability_flow(
 
     Raises:
         ValueError: for an invalid ladder, an unknown method, or a score of another shape.
-        FloatingPointError: when a score is not finite, naming the level.
+        FloatingPointError: when a score is not finite, naming σ and the evaluation.
     """
-    if method not in ("euler", "heun", "multistep"):
-        raise ValueError(f"method must be 'euler', 'heun' or 'multistep'; got {method!r}")
+    if method not in get_args(Method):
+        raise UnknownNameError("method", method, get_args(Method))
     levels = [*validate_ladder(sigmas).tolist(), 0.0]
     before: Tensor | None = None  # the denoised images of the step before
 
     for i, (sigma, below) in enumerate(pairwise(levels)):
-        s = _at(score, x, sigma, f"level {i + 1} of {len(sigmas)}")
+        s = score(x, _levels(x, sigma))
         if method == "multistep":
             clean = target = x + sigma**2 * s
             if before is not None and below > 0:
@@ -74,7 +73,7 @@ def probability_flow(
             slope = sigma * s
             ahead = x + (sigma - below) * slope
             if method == "heun" and below > 0:
-                end = below * _at(score, ahead, below, f"level {i + 2} of {len(sigmas)}")
+                end = below * score(ahead, _levels(x, below))
                 ahead = x + (sigma - below) * (slope + end) / 2
             x = ahead
         if callback is not None:
@@ -89,98 +88,106 @@ class Solution(NamedTuple):
     evaluations: int
 
 
-@torch.no_grad()
+@sampler()
 def solve_probability_flow(
     score: NoiseConditional,
-    x: Float[Tensor, "batch *shape"],
-    first: float,
-    last: float,
+    x: Batch,
+    sigma_start: float,
+    sigma_end: float,
     *,
     tolerance: float = 1e-4,
-    denoise: bool = True,
+    denoise: bool = False,
 ) -> Solution:
     """The probability-flow ODE by an adaptive Runge–Kutta method of order 5(4), SciPy's RK45.
 
-    Integrates dx/d log σ = −σ² s(x, σ), downward for samples and upward (`first` < `last`) to find
-    the noise that belongs to an image.  One step size serves the whole batch, whose error is
-    measured by its root mean square.
+    Integrates dx/d log σ = −σ² s(x, σ), downward for samples and upward (`sigma_start` <
+    `sigma_end`) to find the noise that belongs to an image.  One step size serves the whole batch,
+    whose error is measured by its root mean square.
 
     Args:
         score: a noise-conditional score of every σ between the ends.
-        x: where the points start, at noise level `first`.
-        first, last: the ends.
+        x: where the points start, at noise level `sigma_start`.
+        sigma_start, sigma_end: the ends.
         tolerance: relative and absolute, in the units of the data.
-        denoise: finish with x + σ² s(x, σ) at `last`; one more evaluation.
+        denoise: finish with x + σ² s(x, σ) at `sigma_end`; one more evaluation.
 
     Raises:
         ValueError: for ends that are not positive or are equal.
         FloatingPointError: when a score is not finite, or the solver gives up.
     """
-    ends = _log_ends(first, last)
+    ends = _log_ends(sigma_start, sigma_end)
 
     def slope(log_sigma: float, flat: np.ndarray) -> np.ndarray:
-        sigma = _between(log_sigma, first, last)
-        return _flat(-(sigma**2) * _at(score, _shaped(flat, x), sigma, f"sigma = {sigma:.4g}"))
+        sigma = _between(log_sigma, sigma_start, sigma_end)
+        return _flat(-(sigma**2) * score(_shaped(flat, x), _levels(x, sigma)))
 
     flat, evaluations = _integrate(slope, ends, _flat(x), tolerance)
     end = _shaped(flat, x)
     if denoise:
-        end = denoised(score, end, torch.tensor(last, dtype=x.dtype, device=x.device))
+        end = denoiser_from_score(score)(end, _levels(x, sigma_end))
         evaluations += 1
     return Solution(end, evaluations)
 
 
+class Likelihood(NamedTuple):
+    """log q(x) of each sample, [batch], and how often the solver asked for score and divergence."""
+
+    log_p: PerSample
+    evaluations: int
+
+
 def log_likelihood(
     score: NoiseConditional,
-    x: Float[Tensor, "batch *shape"],
-    first: float,
-    last: float,
-    prior: Callable[[Tensor], Tensor],
+    x: Batch,
+    sigma_max: float,
+    sigma_min: float,
+    prior: LogDensity,
     *,
-    divergence: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = exact_divergence,
+    divergence: Callable[[Score, Tensor], Tensor] = exact_divergence,
     tolerance: float = 1e-5,
-) -> tuple[Float[Tensor, " batch"], int]:
-    """log q_σ(x) at σ = `last` by the instantaneous change of variables (Song et al. 2021, §4.3).
+) -> Likelihood:
+    """log q_σ(x) at σ_min by the instantaneous change of variables (Song et al. 2021, §4.3).
 
-    Along the flow, d log q_σ(x)/dσ = σ tr ∇s(x, σ).  Following x from `last` up to `first`,
+    Along the flow, d log q_σ(x)/dσ = σ tr ∇s(x, σ).  Following x from σ_min up to σ_max,
 
-        log q_last(x) = log q_first(x(first)) − ∫ σ tr ∇s(x(σ), σ) dσ.
+        log q_min(x) = log q_max(x(σ_max)) − ∫ σ tr ∇s(x(σ), σ) dσ.
 
-    It is the density of the data *with noise* `last`, in nats, and that of the model's flow: a
+    It is the density of the data *with noise* `sigma_min`, in nats, and that of the model's flow: a
     network's score need not be the score of any density, but its flow has one.
 
     Args:
         score: a noise-conditional score, differentiable in x, at every σ between the ends.
-        x: points at noise level `last`.
-        first, last: the largest and the smallest noise.
-        prior: the log-density at `first`; a Gaussian where `first` is far beyond the data.
+        x: points at noise level `sigma_min`.
+        sigma_max, sigma_min: the largest and the smallest noise.
+        prior: the log-density at `sigma_max`; a Gaussian where that is far beyond the data.
         divergence: (score, x) → its divergence for each sample, the exact one or an estimate such
             as `hutchinson_divergence` with fixed directions (they must not change on the way).
         tolerance: of SciPy's RK45, relative and absolute.
 
     Returns:
-        The log-likelihoods, and the number of evaluations of score and divergence.
+        The log-likelihood of each sample, and how often score and divergence were asked for.
 
     Raises:
-        ValueError: unless first > last > 0.
+        ValueError: unless sigma_max > sigma_min > 0.
         FloatingPointError: when a score is not finite, or the solver gives up.
     """
-    if not first > last:
-        raise ValueError(f"needs first > last; got {first} and {last}")
-    ends = _log_ends(last, first)
+    if not sigma_max > sigma_min:
+        raise ValueError(f"needs sigma_max > sigma_min; got {sigma_max} and {sigma_min}")
+    ends = _log_ends(sigma_min, sigma_max)
     n = x.numel()
 
     def slope(log_sigma: float, flat: np.ndarray) -> np.ndarray:
-        sigma = _between(log_sigma, last, first)
+        sigma = _between(log_sigma, sigma_min, sigma_max)
         at = _shaped(flat[:n], x)
         with torch.no_grad():
-            s = _at(score, at, sigma, f"sigma = {sigma:.4g}")
+            s = checked(score)(at, _levels(x, sigma))
         trace = divergence(lambda y: score(y, _levels(y, sigma)), at)
         return np.concatenate([_flat(-(sigma**2) * s), _flat(sigma**2 * trace)])
 
     start = np.concatenate([_flat(x), np.zeros(len(x))])
     flat, evaluations = _integrate(slope, ends, start, tolerance)
-    return prior(_shaped(flat[:n], x)) - torch.from_numpy(flat[n:]).to(x), evaluations
+    log_p = prior(_shaped(flat[:n], x)) - torch.from_numpy(flat[n:]).to(x)
+    return Likelihood(log_p, evaluations)
 
 
 def _flat(x: Tensor) -> np.ndarray:
@@ -197,14 +204,10 @@ def _levels(x: Tensor, sigma: float) -> Tensor:
     return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
 
 
-def _at(score: NoiseConditional, x: Tensor, sigma: float, where: str) -> Tensor:
-    return checked(score(x, _levels(x, sigma)), x, where)
-
-
-def _log_ends(first: float, last: float) -> tuple[float, float]:
-    if not (first > 0 and last > 0 and first != last):
-        raise ValueError(f"needs two different positive noise levels; got {first} and {last}")
-    return math.log(first), math.log(last)
+def _log_ends(start: float, end: float) -> tuple[float, float]:
+    if not (start > 0 and end > 0 and start != end):
+        raise ValueError(f"needs two different positive noise levels; got {start} and {end}")
+    return math.log(start), math.log(end)
 
 
 def _between(log_sigma: float, *ends: float) -> float:
@@ -213,7 +216,7 @@ def _between(log_sigma: float, *ends: float) -> float:
 
 
 def _integrate(
-    slope: Callable[[float, np.ndarray], np.ndarray],
+    slope: Slope,
     ends: tuple[float, float],
     start: np.ndarray,
     tolerance: float,

@@ -1,31 +1,27 @@
 """The reverse of the diffusion that adds the noise, step by step, with Langevin steps between."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from ncsn_core.checks import later
+from ncsn_core._types import Batch, Ladder, NoiseConditional
 from ncsn_core.samplers.langevin import langevin_step
-from ncsn_core.samplers.state import Callback, State, checked, normal_like
+from ncsn_core.samplers.state import Callback, State, normal_like, sampler
 from ncsn_core.schedules import validate_ladder
 
 
-@torch.no_grad()
-@later()
+@sampler()
 def reverse_diffusion(
-    score: Callable[[Tensor, Tensor], Tensor],
-    x: Float[Tensor, "batch *shape"],
-    sigmas: Float[Tensor, " levels"],
+    score: NoiseConditional,
+    x: Batch,
+    sigmas: Ladder,
     *,
     ancestral: bool = False,
     corrector_steps: int = 0,
-    signal_to_noise: float = 0.16,
+    snr: float = 0.16,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Batch:
     """Predictor–corrector sampling of the reverse-time SDE (Song et al. 2021, Algorithm 2).
 
     The SDE is the variance-exploding one, whose marginal at time σ is the data with noise σ.  At
@@ -45,30 +41,26 @@ def reverse_diffusion(
         sigmas: the ladder.
         ancestral: which predictor.
         corrector_steps: M.
-        signal_to_noise: r; NCSN's code has √0.1 = 0.316 (its ε = 2e-5), the paper's Algorithm 1
-            √0.05.
+        snr: r, the signal-to-noise ratio; NCSN's code has √0.1 = 0.316 (its ε = 2e-5), the paper's
+            Algorithm 1 √0.05.
 
     Raises:
         ValueError: for an invalid ladder, M below 0 or r that is not positive, or a score of
             another shape than its input.
-        FloatingPointError: when a score is not finite, naming the level.
+        FloatingPointError: when a score is not finite, naming σ and the evaluation.
     """
-    if corrector_steps < 0 or not signal_to_noise > 0:
-        raise ValueError(
-            f"needs corrector_steps >= 0 and signal_to_noise > 0; "
-            f"got {corrector_steps} and {signal_to_noise}"
-        )
+    if corrector_steps < 0 or not snr > 0:
+        raise ValueError(f"needs corrector_steps >= 0 and snr > 0; got {corrector_steps} and {snr}")
     levels = [*validate_ladder(sigmas).tolist(), 0.0]
     for i, (sigma, below) in enumerate(pairwise(levels)):
         column = sigmas[i].expand(len(x))
-        where = f"level {i + 1} of {len(sigmas)}"
-        alpha = 4 * (signal_to_noise * sigma) ** 2
+        alpha = 4 * (snr * sigma) ** 2
         for t in range(corrector_steps):
-            s = checked(score(x, column), x, where)
+            s = score(x, column)
             x = langevin_step(x, s, alpha, normal_like(x, generator))
             if callback is not None:
                 callback(State(i, t, sigma, alpha, x, s))
-        s = checked(score(x, column), x, where)
+        s = score(x, column)
         drop = sigma**2 - below**2
         x = x + drop * s
         if below > 0:

@@ -1,13 +1,14 @@
-"""What samplers show to a callback, and what they check about a score."""
+"""What all samplers share: what they show to a callback, and what they check about a score."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from ncsn_core.checks import require
-from ncsn_core.divergence import check_shape
+from ncsn_core._checks import check_shape, later, require
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class State:
         level: index i of the noise level, from 0; 0 for a sampler without levels.
         step: update t within the level, from 0.
         sigma: σᵢ; 0 for a sampler without levels.
-        alpha: step size αᵢ (the ε of plain Langevin dynamics).
+        step_size: of the update, in the letters of the sampler's equation: ε of Langevin dynamics
+            and MALA, αᵢ of annealed Langevin dynamics, inpainting and a corrector step, 2ησᵢ² of
+            consistent annealing, σᵢ² − σᵢ₊₁² of a predictor step, σᵢ − σᵢ₊₁ of an ODE solver.
         x: the samples after the update, `[batch, *shape]`.
         score: the score that the update used, at the samples *before* it.
         accepted: which chains took their proposal, bool [batch]; None for a sampler that has no
@@ -28,37 +31,62 @@ class State:
     level: int
     step: int
     sigma: float
-    alpha: float
+    step_size: float
     x: Tensor
     score: Tensor
     accepted: Tensor | None = None
 
 
 Callback = Callable[[State], None]
-
+Sampler = TypeVar("Sampler", bound=Callable[..., Any])
 
 SMALLER_STEPS = "a smaller epsilon may help"
 
 
-def checked(s: Tensor, x: Tensor, where: str, advice: str = "") -> Tensor:
-    """Return the score `s` of the points `x`.
+def sampler(advice: str = "") -> Callable[[Sampler], Sampler]:
+    """A decorator of samplers: no gradients, and every answer of the score is checked.
 
     Args:
-        where: at which moment, for the message.
         advice: what the user can do about a score that is not finite.
+    """
+
+    def decorate(function: Sampler) -> Sampler:
+        @functools.wraps(function)
+        @torch.no_grad()
+        @later()
+        def sample(score: Callable[..., Tensor], x: Tensor, *arguments: Any, **options: Any) -> Any:
+            return function(checked(score, advice), x, *arguments, **options)
+
+        return cast(Sampler, sample)
+
+    return decorate
+
+
+def checked(score: Callable[..., Tensor], advice: str = "") -> Callable[..., Tensor]:
+    """The score of x, or of x and σ, that raises at an answer of another shape or not finite.
 
     Raises:
-        ValueError: when its shape is not that of `x`.
-        FloatingPointError: when it is not finite, saying where.
+        ValueError: when the shape of an answer is not that of the points.
+        FloatingPointError: when it is not finite, saying at which evaluation and σ.
     """
-    check_shape(s, x)
-    require(
-        torch.isfinite(s).all(),
-        lambda: FloatingPointError(
-            f"the score is not finite at {where}" + (f"; {advice}" if advice else "")
-        ),
-    )
-    return s
+    evaluations = 0
+
+    def checked_score(x: Tensor, *sigma: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        s = score(x, *sigma)
+        check_shape(s, x)
+        where = f"evaluation {evaluations}"
+
+        def error() -> FloatingPointError:
+            level = f" (sigma = {sigma[0].flatten()[0].item():.4g})" if sigma else ""
+            hint = f"; {advice}" if advice else ""
+            return FloatingPointError(f"the score is not finite at {where}{level}{hint}")
+
+        require(torch.isfinite(s).all(), error)
+        return s
+
+    return checked_score
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -14,19 +14,59 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ncsn_core.samplers import langevin, score_of
+from ncsn_core._types import Batch, PerSample
+from ncsn_core.samplers.langevin import langevin
+from ncsn_core.samplers.mala import score_of
+
+Energy = Callable[[Tensor], Tensor]
+
+
+class EnergyModel(nn.Module):
+    """A scalar energy E_θ of gray images of any size, after Nijkamp et al. (2019).
+
+    A 3×3 convolution, two 4×4 convolutions that halve the resolution, a 3×3 convolution, a sum over
+    the pixels, a linear map.  Softplus between them, since Langevin dynamics differentiates in x
+    and training once more.
+
+    Args:
+        channels: C feature maps at full resolution, 2C and 4C at a half and a quarter.
+
+    Raises:
+        ValueError: without channels.
+    """
+
+    def __init__(self, channels: int = 40) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1; got {channels}")
+        c = channels
+        self.features = nn.Sequential(
+            nn.Conv2d(1, c, 3, padding=1),
+            nn.Softplus(),
+            nn.Conv2d(c, 2 * c, 4, stride=2, padding=1),
+            nn.Softplus(),
+            nn.Conv2d(2 * c, 4 * c, 4, stride=2, padding=1),
+            nn.Softplus(),
+            nn.Conv2d(4 * c, 4 * c, 3, padding=1),
+            nn.Softplus(),
+        )
+        self.head = nn.Linear(4 * c, 1)
+
+    def forward(self, x: Float[Tensor, "batch 1 height width"]) -> PerSample:
+        """E_θ of images in [0, 1]."""
+        return self.head(self.features(2 * x - 1).sum((2, 3))).squeeze(1)
 
 
 def short_run(
-    energy: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "batch *shape"],
+    energy: Energy,
+    x: Batch,
     *,
     steps: int = 60,
     epsilon: float = 1e-4,
     generator: torch.Generator | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Batch:
     """Negatives by short-run Langevin dynamics (Nijkamp et al. 2019).
 
     The runs are far too short to forget their start.  What training then learns is a sampler of
@@ -42,12 +82,12 @@ def short_run(
 
 
 def contrastive_divergence(
-    energy: Callable[[Tensor], Tensor],
-    data: Float[Tensor, "batch *shape"],
-    negatives: Float[Tensor, "batch *shape"],
+    energy: Energy,
+    data: Batch,
+    negatives: Batch,
     *,
     penalty: float = 0.0,
-) -> Float[Tensor, " batch"]:
+) -> PerSample:
     """E(x) − E(x′): its gradient is the likelihood's when x′ ~ p_θ (Du & Mordatch 2019).
 
     Args:

@@ -3,17 +3,17 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ncsn_core import checkpoints
-from ncsn_core.data import to_unit
+import ncsn_core.pretrained as pretrained
+from ncsn_core.data.datasets import to_bytes, to_unit
 from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
-from ncsn_core.generation import to_bytes
-from ncsn_core.networks import DigitClassifier
+from ncsn_core.metrics.classifier import Classifier
 
 CLASSIFIERS = {"mnist": "digit_classifier", "fashion_mnist": "fashion_classifier"}
 INCEPTION_DATASETS = ("cifar10", "celeba")
@@ -62,7 +62,7 @@ class Extractor:
     """
 
     name: str
-    network: DigitClassifier | Inception
+    network: Classifier | Inception
     sha256: str = ""
     batch_size: int = 100
 
@@ -111,7 +111,7 @@ def load_extractor(
         MissingDataError, CorruptFileError: as `load_inception`.
     """
     if dataset in CLASSIFIERS:
-        record = checkpoints.load(CLASSIFIERS[dataset])
+        record = pretrained.load(CLASSIFIERS[dataset])
         return Extractor(record.name, record.classifier(device), record.weights_sha256)
     if dataset in INCEPTION_DATASETS:
         return load_inception(device, weights=weights, download=download)
@@ -177,17 +177,19 @@ def _download(url: str, path: Path) -> None:
         ) from error
 
 
-def inception_score(
-    logits: Float[Tensor, "count classes"], *, splits: int = 10
-) -> tuple[float, float]:
+class InceptionScore(NamedTuple):
+    """Mean and standard deviation of the Inception score over the parts of a set."""
+
+    mean: float
+    std: float
+
+
+def inception_score(logits: Float[Tensor, "count classes"], *, splits: int = 10) -> InceptionScore:
     """exp E KL(p(y|x) ‖ p(y)) of Inception's predictions (Salimans et al. 2016), torch-fidelity's.
 
     Args:
         logits: of the images, from `Inception.logits`.
         splits: parts of the set, each scored by itself; the literature takes 10.
-
-    Returns:
-        Mean and standard deviation over the parts.
 
     Raises:
         ValueError: for fewer images than parts.
@@ -197,4 +199,4 @@ def inception_score(
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits must lie between 1 and the {len(logits)} images; got {splits}")
     scores = isc_features_to_metric(logits, splits)
-    return scores["inception_score_mean"], scores["inception_score_std"]
+    return InceptionScore(scores["inception_score_mean"], scores["inception_score_std"])

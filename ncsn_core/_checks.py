@@ -69,3 +69,50 @@ def later(checks: Checks | None = None) -> Iterator[None]:
         _noted.reset(token)
         if checks is None:
             look(noted)
+
+
+# --- what has to hold of points and scores ------------------------------------------------------
+
+
+def check_finite(x: Tensor) -> None:
+    """Raise ValueError for a batch in which a number is not finite, naming the sample."""
+    finite = torch.isfinite(x).flatten(1).all(1)
+
+    def error() -> ValueError:
+        first = int((~finite).nonzero()[0, 0])
+        return ValueError(
+            f"sample {first} of the batch holds NaN or infinity: {x[first].tolist()}"[:300]
+        )
+
+    require(finite.all(), error)
+
+
+def check_shape(s: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless the score `s` has the shape of the points `x`."""
+    if s.shape != x.shape:
+        raise ValueError(
+            f"a score has the shape of its input, {tuple(x.shape)}; got {tuple(s.shape)}"
+        )
+
+
+def check_per_sample(sigma: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless σ is positive and finite, one for each sample of `x`."""
+    if sigma.shape != x.shape[:1]:
+        raise ValueError(
+            f"sigma has one value for each of the {len(x)} samples; got shape {tuple(sigma.shape)}"
+        )
+    require(
+        (torch.isfinite(sigma) & (sigma > 0)).all(),
+        lambda: ValueError(f"sigma must be positive and finite; got {sigma.tolist()}"[:300]),
+    )
+
+
+def shape_checked(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The score, of x or of x and σ, with `check_shape` after each call."""
+
+    def checked(x: Tensor, *sigma: Tensor) -> Tensor:
+        s = score(x, *sigma)
+        check_shape(s, x)
+        return s
+
+    return checked

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from scores import without_type_checks
 
-from ncsn_core.diagnostics import (
+from ncsn_core.distributions import embedded_curve
+from ncsn_core.metrics.samples import (
     autocorrelation,
     autocorrelation_time,
     binned,
@@ -18,7 +19,6 @@ from ncsn_core.diagnostics import (
     mode_weights,
     sliced_wasserstein,
 )
-from ncsn_core.distributions import embedded_curve
 from ncsn_core.randomness import generator_for
 
 MODES = torch.tensor([[-5.0, -5.0], [5.0, 5.0]])

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ncsn_core._types import PerSample
+
 
 class MaskedConv2d(nn.Conv2d):
     """A convolution that sees the pixels before its own in raster order (Oord et al. 2016, §3.4).
@@ -81,7 +83,7 @@ class PixelCNN(nn.Module):
             h = h + block(h)
         return self.last(h)
 
-    def log_likelihood(self, x: Int[Tensor, "batch 1 height width"]) -> Float[Tensor, " batch"]:
+    def log_likelihood(self, x: Int[Tensor, "batch 1 height width"]) -> PerSample:
         """log p(x) in nats, exactly and for all pixels in one evaluation.
 
         Args:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scores import without_type_checks
 
-from ncsn_core.evaluation import (
+from ncsn_core.metrics.classifier import Classifier, accuracy
+from ncsn_core.metrics.features import Extractor
+from ncsn_core.metrics.images import (
     Distances,
-    FrechetDigitDistance,
-    accuracy,
     dark_pixels,
     distances,
     frechet_distance,
@@ -19,19 +19,24 @@ from ncsn_core.evaluation import (
     measure,
     nearest_neighbors,
 )
-from ncsn_core.features import Extractor
-from ncsn_core.networks import DigitClassifier
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
 
 SIGMAS = geometric_ladder(1.0, 0.01, 5)
 
 
+def digit_distance(classifier, reference, batch_size=500):
+    """The Fréchet distance from some real images, in a classifier's features."""
+    extractor = Extractor("classifier", classifier, batch_size=batch_size)
+    known = extractor(reference)
+    return lambda images: frechet_distance(extractor(images), known)
+
+
 @pytest.fixture(scope="module")
 def classifier():
     """Untrained, with fixed weights, in evaluation mode: its features are as good as any here."""
     torch.manual_seed(0)
-    return DigitClassifier().eval().requires_grad_(False)
+    return Classifier().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +109,27 @@ def frechet(a, b):
 
 def test_frechet_distance_is_its_formula(classifier, digits):
     real, fake = digits[:300], (digits[300:] + 0.2 * torch.rand(300, 1, 28, 28)).clamp(0, 1)
-    got = FrechetDigitDistance(classifier, real, batch_size=128)(fake)
+    got = digit_distance(classifier, real, batch_size=128)(fake)
     expected = frechet(classifier.features(real), classifier.features(fake))
     assert got == pytest.approx(expected, rel=1e-4)
     assert got > 0
 
 
 def test_frechet_distance_of_a_set_from_itself_is_zero(classifier, digits):
-    distance = FrechetDigitDistance(classifier, digits)
+    distance = digit_distance(classifier, digits)
     noise = distance(torch.rand(200, 1, 28, 28))
     assert distance(digits) == pytest.approx(0, abs=1e-6 * noise)
 
 
 def test_frechet_distance_is_symmetric(classifier, digits):
     a, b = digits[:300], digits[300:].flip(-1)
-    forth = FrechetDigitDistance(classifier, a)(b)
-    back = FrechetDigitDistance(classifier, b)(a)
+    forth = digit_distance(classifier, a)(b)
+    back = digit_distance(classifier, b)(a)
     assert forth == pytest.approx(back, rel=1e-4)
 
 
 def test_frechet_distance_grows_with_the_noise(classifier, digits):
-    distance = FrechetDigitDistance(classifier, digits[:200])
+    distance = digit_distance(classifier, digits[:200])
     digits = digits[:200]
     z = torch.randn(digits.shape, generator=generator_for(0))
     grown = [distance((digits + sigma * z).clamp(0, 1)) for sigma in (0.0, 0.1, 0.2, 0.4)]
@@ -133,7 +138,7 @@ def test_frechet_distance_grows_with_the_noise(classifier, digits):
 
 
 def test_frechet_distance_forgets_earlier_images_and_keeps_the_reference(classifier, digits):
-    distance = FrechetDigitDistance(classifier, digits[:300])
+    distance = digit_distance(classifier, digits[:300])
     first = distance(digits[300:])
     distance(torch.rand(50, 1, 28, 28))
     assert distance(digits[300:]) == first
@@ -141,7 +146,7 @@ def test_frechet_distance_forgets_earlier_images_and_keeps_the_reference(classif
 
 def test_frechet_distance_does_not_depend_on_the_batches(classifier, digits):
     whole, parts = (
-        FrechetDigitDistance(classifier, digits[:300], batch_size=size)(digits[300:])
+        digit_distance(classifier, digits[:300], batch_size=size)(digits[300:])
         for size in (300, 77)
     )
     assert whole == pytest.approx(parts, rel=1e-4)
@@ -149,7 +154,7 @@ def test_frechet_distance_does_not_depend_on_the_batches(classifier, digits):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_covariance_needs_two_images(classifier, digits, count):
-    distance = FrechetDigitDistance(classifier, digits[:100])
+    distance = digit_distance(classifier, digits[:100])
     with pytest.raises(ValueError, match=f"at least two images; got {count}"):
         distance(digits[:count])
     few, many = torch.rand(count, 3), torch.rand(5, 3)
@@ -238,7 +243,7 @@ def test_numbers_come_with_what_they_were_measured_on(classifier, digits):
     reference, seen = extractor(digits[:400]), extractor(digits[400:])
     kid, kid_std = kernel_distance(seen, reference, subset_size=50)
     assert got[200]["held out"] == Distances(
-        fid=FrechetDigitDistance(classifier, digits[:400])(digits[400:]),
+        fid=digit_distance(classifier, digits[:400])(digits[400:]),
         kid=kid,
         kid_std=kid_std,
         count=200,
@@ -275,7 +280,7 @@ def test_classifier_shapes(classifier, digits):
     features = classifier.features(digits[:3])
     assert features.shape == (3, 64)
     assert (features >= 0).all()
-    assert DigitClassifier(classes=5)(digits[:2]).shape == (2, 5)
+    assert Classifier(classes=5)(digits[:2]).shape == (2, 5)
 
 
 def test_dark_pixels_are_black_in_every_image():

@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from ncsn_core import checkpoints, features
+from ncsn_core import pretrained
+from ncsn_core.data import to_bytes
 from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
-from ncsn_core.evaluation import distances
-from ncsn_core.features import Extractor, inception_score, load_extractor, load_inception
-from ncsn_core.generation import to_bytes
-from ncsn_core.networks import DigitClassifier
+from ncsn_core.metrics import features
+from ncsn_core.metrics.classifier import Classifier
+from ncsn_core.metrics.features import Extractor, inception_score, load_extractor, load_inception
+from ncsn_core.metrics.images import distances
 
 
 @pytest.mark.parametrize("dataset", sorted(features.CLASSIFIERS))
 def test_gray_data_sets_are_compared_in_the_features_of_their_classifier(dataset):
     name = features.CLASSIFIERS[dataset]
     extractor = load_extractor(dataset)
-    record = checkpoints.load(name)
+    record = pretrained.load(name)
     assert extractor.name == name
     assert extractor.sha256 == record.weights_sha256
     assert record.config["dataset"] == dataset
@@ -37,7 +38,7 @@ def test_unknown_data_sets_are_refused():
 
 def test_features_are_those_of_the_picture_a_screen_would_show():
     torch.manual_seed(0)
-    network = DigitClassifier().eval().requires_grad_(False)
+    network = Classifier().eval().requires_grad_(False)
     images = torch.randint(256, (7, 1, 28, 28), dtype=torch.uint8)
     extractor = Extractor("c", network, batch_size=3)
     expected = network.features(images / 255)
@@ -50,7 +51,7 @@ def test_features_are_those_of_the_picture_a_screen_would_show():
 @pytest.mark.parametrize("size", [14, 56])
 def test_images_of_another_size_are_scaled_to_the_networks(size):
     torch.manual_seed(0)
-    network = DigitClassifier().eval().requires_grad_(False)
+    network = Classifier().eval().requires_grad_(False)
     images = torch.rand(3, 1, size, size)
     scaled = torch.nn.functional.interpolate(images, size=(28, 28), mode="bilinear")
     torch.testing.assert_close(Extractor("c", network)(images), network.features(scaled))

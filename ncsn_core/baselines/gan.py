@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ncsn_core._types import PerSample
+
 
 class Generator(nn.Module):
     """Noise → image in [0, 1]: the generator of a DCGAN (Radford et al. 2016) with one doubling.
@@ -97,14 +99,12 @@ class Discriminator(nn.Module):
         if normalize:
             self.apply(_initialize)
 
-    def forward(self, x: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, " batch"]:
+    def forward(self, x: Float[Tensor, "batch 1 height width"]) -> PerSample:
         """One logit an image."""
         return self.layers(2 * x - 1).squeeze(1)
 
 
-def discriminator_loss(
-    real: Float[Tensor, " batch"], fake: Float[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
+def discriminator_loss(real: PerSample, fake: PerSample) -> PerSample:
     """−log D(x) − log(1 − D(G(z))), from the logits of D (Goodfellow et al. 2014, Eq. 1).
 
     It is log 4 for a discriminator that cannot tell, and 0 for one that always can.
@@ -112,7 +112,7 @@ def discriminator_loss(
     return F.softplus(-real) + F.softplus(fake)
 
 
-def generator_loss(fake: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def generator_loss(fake: PerSample) -> PerSample:
     """−log D(G(z)), the non-saturating loss (Goodfellow et al. 2014, §3), from the logits of D.
 
     It points where log(1 − D(G(z))) does, but its gradient does not vanish where D wins: there it

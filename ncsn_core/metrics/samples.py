@@ -1,7 +1,6 @@
-"""How samples and scores compare with a target that is known.
+"""How samples and scores compare with a target that is known, and what chains do on the way.
 
-For the toy chapters, where the modes, the exact score and exact samples are at hand.
-`ncsn_core.evaluation` measures images, where they are not.
+`ncsn_core.metrics.images` measures images, whose modes and exact score are not at hand.
 """
 
 from collections.abc import Sequence
@@ -9,10 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-Points = Float[Tensor, "count dimension"]
+from ncsn_core._types import Ladder, PerSample, Points
+from ncsn_core.data.datasets import to_bytes
+from ncsn_core.samplers.state import State
 
 
 class Share(NamedTuple):
@@ -54,9 +55,7 @@ def mode_weights(
     return shares
 
 
-def distance_to_nearest(
-    x: Points, points: Float[Tensor, "points dimension"]
-) -> Float[Tensor, " count"]:
+def distance_to_nearest(x: Points, points: Float[Tensor, "points dimension"]) -> PerSample:
     """Euclidean distance of each sample to the nearest of `points`."""
     # torch's other way loses digits where points are close.
     distances = torch.cdist(x, points.to(x), compute_mode="donot_use_mm_for_euclid_dist")
@@ -192,17 +191,94 @@ def intrinsic_dimension(x: Points, neighbors: int = 20, *, batch_size: int = 100
         ValueError: for fewer than 2 neighbors, not more points than neighbors, or points that occur
             twice.
     """
+    nearest = _nearest_distances(x, neighbors, batch_size)
+    logs = (nearest[:, -1:] / nearest[:, :-1]).log().sum(1)
+    return (neighbors - 1) / float(logs.mean())
+
+
+def _nearest_distances(
+    x: Points, neighbors: int, batch_size: int
+) -> Float[Tensor, "count {neighbors}"]:
+    """Distances from each point to so many others, in float64, the nearest first."""
     if not 2 <= neighbors < len(x):
         raise ValueError(
             f"neighbors must lie between 2 and the number of other points, {len(x) - 1}; "
             f"got {neighbors}"
         )
-    logs = []
+    found = []
     for some in x.split(batch_size):
         # The smallest distance is that of a point to itself.
         distances = torch.cdist(some, x, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = distances.topk(neighbors + 1, largest=False).values[:, 1:].double()
-        if (nearest[:, 0] == 0).any():
-            raise ValueError("some points occur twice; their distance has no logarithm")
-        logs.append((nearest[:, -1:] / nearest[:, :-1]).log().sum(1))
-    return (neighbors - 1) / float(torch.cat(logs).mean())
+        found.append(distances.topk(neighbors + 1, largest=False).values[:, 1:].double())
+    nearest = torch.cat(found)
+    if (nearest[:, 0] == 0).any():
+        raise ValueError("some points occur twice; their distance has no logarithm")
+    return nearest
+
+
+class Recorder:
+    """A callback for `sample` that keeps what the book shows of the chains, in little memory.
+
+    Args:
+        sigmas: the ladder.
+        steps_per_level: T.
+        dark: mask [channel, height, width] of pixels that are always black in the data.
+        chains: how many chains to keep whole, the first ones; at most a batch.
+        frames: about how many moments of these to keep for an animation; 0 keeps none.
+    """
+
+    def __init__(
+        self,
+        sigmas: Ladder,
+        steps_per_level: int,
+        dark: Bool[Tensor, "channel height width"],
+        *,
+        chains: int = 16,
+        frames: int = 60,
+    ) -> None:
+        self.steps = steps_per_level
+        self.levels = len(sigmas)
+        self.dark = dark
+        self.chains = chains
+        moments = min(frames, self.levels * self.steps)
+        self.moments = set(
+            torch.linspace(0, self.levels * self.steps - 1, moments).round().long().tolist()
+        )
+        self.ends: list[Tensor] = []
+        self.frames: list[Tensor] = []
+        self.dark_sums = torch.zeros(self.levels, 3, dtype=torch.float64)
+        self.ratio_sums = torch.zeros(self.levels, 2, dtype=torch.float64)
+
+    def __call__(self, first: int, state: State) -> None:
+        noise_norm = (state.step_size * state.x[0].numel()) ** 0.5
+        drift_norm = state.step_size / 2 * state.score.flatten(1).norm(dim=1)
+        self.ratio_sums[state.level, 0] += float((drift_norm / noise_norm).sum())
+        self.ratio_sums[state.level, 1] += len(state.x)
+
+        if state.step == self.steps - 1:
+            pixels = state.x[:, self.dark.to(state.x.device)].double()
+            sums = [float(pixels.sum()), float(pixels.square().sum()), float(pixels.numel())]
+            self.dark_sums[state.level] += torch.tensor(sums, dtype=torch.float64)
+            if first == 0:
+                self.ends.append(state.x[: self.chains].half().cpu())
+        if first == 0 and state.level * self.steps + state.step in self.moments:
+            self.frames.append(to_bytes(state.x[: self.chains]).cpu())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was seen.
+
+        Returns:
+            ends: float16 [chains, levels, channel, height, width], the state after each level.
+            frames: uint8 [frames, chains, channel, height, width], unless none were kept.
+            dark_mean, dark_std: float32 [levels], over chains and dark pixels, after each level.
+            snr: float32 [levels], mean of ‖α/2 · s‖ / √(αD) over all chains and steps.
+        """
+        total, squares, count = self.dark_sums.unbind(1)
+        mean = total / count
+        frames = {"frames": torch.stack(self.frames)} if self.frames else {}
+        return frames | {
+            "ends": torch.stack(self.ends, dim=1),
+            "dark_mean": mean.float(),
+            "dark_std": (squares / count - mean**2).clamp(min=0).sqrt().float(),
+            "snr": (self.ratio_sums[:, 0] / self.ratio_sums[:, 1]).float(),
+        }

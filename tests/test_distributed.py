@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -12,10 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ncsn_core import checkpoints, ranks, training
+from ncsn_core import checkpoints, distributed, generation, pretrained, training
 from ncsn_core.config import load_config
-from ncsn_core.errors import NCSNError
-from ncsn_core.generation import generate
+from ncsn_core.errors import LostProcessError, NCSNError
+from ncsn_core.generation import sample
+from ncsn_core.networks.build import new_score
+from ncsn_core.run import Run
 
 SETTINGS = {
     "channels": 2,
@@ -66,23 +69,23 @@ def undisturbed(tmp_path_factory, one_thread):
 
 def draw(model, folder, count):
     """Samples in batches of two."""
-    score = checkpoints.load(model).score()
+    score = pretrained.load(model).score()
     options = {"batch_size": 2, "steps_per_level": 1, "progress": False}
-    return generate(score, (1, 28, 28), count, folder=folder, **options)
+    return sample(score, count, folder=folder, **options)
 
 
 WORK = """
 import sys
 import numpy as np
-from ncsn_core import cli, ranks
-from test_ranks import draw
+from ncsn_core import cli, distributed
+from test_distributed import draw
 
 here, *arguments = sys.argv[1:]
 cli.cli(arguments, standalone_mode=False)
 for count in (5, 7):  # the third batch is cut short, and then goes on
     samples = draw(f"{here}/run", f"{here}/samples", count)
-    np.save(f"{here}/{count}-{ranks.index()}.npy", samples.numpy())
-ranks.leave()
+    np.save(f"{here}/{count}-{distributed.global_rank()}.npy", samples.numpy())
+distributed.close()
 """
 
 
@@ -117,7 +120,7 @@ def assert_same_run(record, expected):
 def test_two_processes_train_like_one(undisturbed, together):
     here, said = together
     assert said.count("60 of 60 steps") == 1, "one of them speaks"
-    record = checkpoints.load(here / "run")
+    record = pretrained.load(here / "run")
     assert record.sessions[-1]["processes"] == 2
     assert_same_run(record, undisturbed)
 
@@ -162,15 +165,17 @@ def test_a_process_that_is_killed_ends_the_run_with_one_message_and_one_goes_on(
     assert errors.count("another of the 2 processes is gone") == 1, errors
     assert "the same command goes on from there" in errors
 
-    assert checkpoints.load(folder).manifest["step"] < 60
+    assert pretrained.load(folder).manifest["step"] < 60
     assert_same_run(train(folder), undisturbed)  # one process goes on where two were
 
 
 def test_a_process_by_itself_is_one_of_one():
-    assert (ranks.count(), ranks.index(), ranks.local_index()) == (1, 0, 0)
-    assert ranks.share(10) == slice(0, 10)
-    assert ranks.first_to_report()
-    ranks.wait()
+    assert (distributed.world_size(), distributed.global_rank(), distributed.local_rank()) == (
+        1,
+        0,
+        0,
+    )
+    distributed.barrier()
 
 
 def launched(monkeypatch, rank, world):
@@ -180,35 +185,59 @@ def launched(monkeypatch, rank, world):
         monkeypatch.setenv(name, str(value))
 
 
-def test_shares_are_equal_and_make_up_the_whole(monkeypatch):
+def run_of(rank, world, **changes):
+    """A run of one process among several."""
+    fabric = SimpleNamespace(
+        world_size=world,
+        global_rank=rank,
+        setup_optimizers=lambda optimizer: optimizer,
+        _precision=SimpleNamespace(precision="32-true"),
+    )
+    config = load_config("mnist", **SETTINGS | changes)
+    return Run(config, fabric, new_score(config.to_dict(), config.sigmas, "cpu"))
+
+
+def test_shares_are_equal_and_make_up_the_whole():
     taken = []
     for rank in range(4):
-        launched(monkeypatch, rank, 4)
-        taken += range(12)[ranks.share(12)]
-    assert taken == list(range(12))
+        taken += range(8)[run_of(rank, 4).share]
+    assert taken == list(range(8))
     with pytest.raises(NCSNError, match="batch of 10 cannot be divided among 4"):
-        ranks.share(10)
+        run_of(0, 4, batch_size=10)
 
 
-def test_one_rank_reports_what_all_of_them_suffer(monkeypatch):
+def test_what_happens_to_all_processes_is_said_by_the_first(monkeypatch, ncsn):
+    said = []
+    for rank in range(3):
+        launched(monkeypatch, rank, 3)
+        said.append(ncsn("sample", "nothing", "--out", os.devnull)[2])
+    assert "unknown checkpoint 'nothing'" in said[0]
+    assert said[1:] == ["", ""]
+
+
+def test_that_a_process_is_gone_is_said_by_every_one_that_is_left(monkeypatch, ncsn):
+    def gone(*_, **__):
+        raise LostProcessError("another of the 2 processes is gone")
+
+    monkeypatch.setattr(pretrained, "load", gone)
     launched(monkeypatch, 1, 2)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(store.port))
-    assert [ranks.first_to_report() for _ in range(3)] == [True, False, False]
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # the launcher's next attempt
-    assert ranks.first_to_report()
+    code, _, errors = ncsn("sample")
+    assert code == 1
+    assert errors == "ncsn: another of the 2 processes is gone\n"
 
 
 def test_errors_of_lost_connections_become_one_and_others_stay(monkeypatch):
     lost = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
-    with pytest.raises(RuntimeError, match="closed by peer"), ranks.explained("Go on."):
+    with (
+        pytest.raises(RuntimeError, match="closed by peer"),
+        distributed.lost_process_explained("Go on."),
+    ):
         raise lost
     launched(monkeypatch, 0, 2)
     with pytest.raises(NCSNError, match="another of the 2 processes is gone"):  # noqa: SIM117
-        with ranks.explained("Go on."):
+        with distributed.lost_process_explained("Go on."):
             raise lost
-    with pytest.raises(RuntimeError, match="shape"), ranks.explained("Go on."):
+    with pytest.raises(RuntimeError, match="shape"), distributed.lost_process_explained("Go on."):
         raise RuntimeError("shape mismatch")
 
 
@@ -218,38 +247,24 @@ def test_a_flag_is_up_in_all_ranks_only_if_it_is_up_in_each(monkeypatch, other):
         assert operation == dist.ReduceOp.MIN
         tensor.clamp_(max=float(other))
 
-    assert ranks.all_of(other) is other  # by itself
+    assert distributed.all_of(other) is other  # by itself
     launched(monkeypatch, 0, 2)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "all_reduce", with_the_other_rank)
-    assert ranks.all_of(True) is other
-    assert ranks.all_of(False) is False
-
-
-def test_the_first_rank_reports_when_the_launcher_is_gone(monkeypatch):
-    def gone(*_, **__):
-        raise dist.DistNetworkError("The client socket has failed to connect")
-
-    monkeypatch.setattr(dist, "TCPStore", gone)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "1")
-    reports = []
-    for rank in range(3):
-        launched(monkeypatch, rank, 3)
-        reports.append(ranks.first_to_report())
-    assert reports == [True, False, False]
+    assert distributed.all_of(True) is other
+    assert distributed.all_of(False) is False
 
 
 def test_a_batch_of_another_process_that_cannot_be_seen_is_named(record, tmp_path, monkeypatch):
     launched(monkeypatch, 0, 2)
-    monkeypatch.setattr(ranks, "wait", lambda: None)
+    monkeypatch.setattr(generation, "barrier", lambda: None)
     options = {"batch_size": 2, "steps_per_level": 1, "folder": tmp_path / "samples"}
     with pytest.raises(NCSNError, match="batch 1, which another process has drawn, is not in"):
-        generate(record.score(), (1, 28, 28), 4, progress=False, **options)
+        sample(record.score(), 4, progress=False, **options)
     assert (tmp_path / "samples" / "batch_00000_of_2").is_dir()
 
 
 def test_several_processes_need_a_folder_for_their_samples(record, monkeypatch):
     launched(monkeypatch, 0, 2)
     with pytest.raises(NCSNError, match="through a folder"):
-        generate(record.score(), (1, 28, 28), 2, steps_per_level=1)
+        sample(record.score(), 2, steps_per_level=1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from ncsn_core.benchmark import (
+from ncsn_core.metrics.cost import (
     Cost,
     Slope,
     costs,

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncsn_core.features import Extractor, Inception, inception_score
-from ncsn_core.networks import DigitClassifier
-from ncsn_core.objectives import NoiseConditional, multilevel_denoising_score_matching
+from ncsn_core._types import Ladder, NoiseConditional
+from ncsn_core.metrics.features import Extractor, Inception, inception_score
+from ncsn_core.schedules import per_sample
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LevelStatistics:
 def level_statistics(
     score: NoiseConditional,
     x: Float[Tensor, "count *shape"],
-    sigmas: Float[Tensor, " levels"],
+    sigmas: Ladder,
     *,
     batch_size: int = 250,
     generator: torch.Generator | None = None,
@@ -45,25 +46,16 @@ def level_statistics(
     """
     losses = torch.empty(len(sigmas), len(x))
     norms = torch.empty(len(sigmas), len(x))
-    for level in range(len(sigmas)):
+    for level, level_sigma in enumerate(sigmas):
         for first in range(0, len(x), batch_size):
             batch = x[first : first + batch_size]
-            seen: list[Tensor] = []
-
-            def watched(noised: Tensor, sigma: Tensor, seen: list[Tensor] = seen) -> Tensor:
-                seen.append(score(noised, sigma))
-                return seen[0]
-
-            loss = multilevel_denoising_score_matching(
-                watched,
-                batch,
-                sigmas,
-                levels=torch.full((len(batch),), level, device=x.device),
-                weight_power=0.0,
-                generator=generator,
-            )
-            losses[level, first : first + len(batch)] = loss.cpu()
-            norms[level, first : first + len(batch)] = seen[0].flatten(1).norm(dim=1).cpu()
+            sigma = level_sigma.expand(len(batch))
+            column = per_sample(sigma, batch)
+            z = torch.randn(batch.shape, device=x.device, generator=generator)
+            s = score(batch + column * z, sigma)
+            part = slice(first, first + len(batch))
+            losses[level, part] = 0.5 * (s + z / column).flatten(1).square().sum(1).cpu()
+            norms[level, part] = s.flatten(1).norm(dim=1).cpu()
     return LevelStatistics(losses, norms)
 
 
@@ -88,6 +80,18 @@ def frechet_distance(
     return float((ours.mean(0) - theirs.mean(0)).square().sum() + spread)
 
 
+class KernelDistance(NamedTuple):
+    """KID over random subsets.
+
+    Attributes:
+        mean: over the subsets.
+        std: over the subsets; the spread of an estimate from one of them, not the mean's error.
+    """
+
+    mean: float
+    std: float
+
+
 def kernel_distance(
     features: Float[Tensor, "count features"],
     reference: Float[Tensor, "real features"],
@@ -95,7 +99,7 @@ def kernel_distance(
     subsets: int = 100,
     subset_size: int = 100,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> KernelDistance:
     """KID: squared maximum mean discrepancy of two sets of features (Bińkowski et al. 2018, §3).
 
     The kernel is k(a, b) = (aᵀb/features + 1)³ and the estimate, on random subsets of both sets, is
@@ -107,10 +111,6 @@ def kernel_distance(
         subsets: how many pairs of subsets.
         subset_size: images in each; at most as many as there are in the smaller set.
         seed: of the subsets.
-
-    Returns:
-        Mean and standard deviation over the subsets.  The latter is the spread of an estimate from
-        `subset_size` images, not the error of the mean.
 
     Raises:
         ValueError: for a subset size below 2 or above the number of images, or no subsets.
@@ -140,7 +140,7 @@ def kernel_distance(
         )
         values.append(within(own) + within(same) - 2 * across.mean())
     found = torch.stack(values)
-    return float(found.mean()), float(found.std(correction=0))
+    return KernelDistance(float(found.mean()), float(found.std(correction=0)))
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class Distances:
         count, reference_count: images in the set, and real ones.
         subset_size: images in a subset of the KID.
         features: the name of the network whose features were compared.
-        inception_score, inception_score_std: `ncsn_core.features.inception_score`, for Inception.
+        inception_score, inception_score_std: for Inception's features, see
+            `ncsn_core.metrics.features.inception_score`.
     """
 
     fid: float
@@ -224,7 +225,7 @@ def measure(
     Args:
         sets: images by name, uint8 or in [0, 1], `[count, *shape]`; the first ones are used.
         reference: real images.
-        extractor: see `ncsn_core.features.load_extractor`.
+        extractor: see `ncsn_core.metrics.features.load_extractor`.
         counts: how many images of each set.
         subset_size, seed: see `kernel_distance`; at most the smallest count.
 
@@ -246,39 +247,6 @@ def measure(
         }
         for n in counts
     }
-
-
-class FrechetDigitDistance:
-    """Fréchet distance between sets of gray images, in the features of a classifier of ours.
-
-    The classifier is the digit classifier for digits and the Fashion-MNIST one for garments.  This
-    is *not* the FID of the literature, whose features are Inception's; see `frechet_distance`.
-
-    Args:
-        classifier: whose features are compared.
-        reference: real images, in [0, 1] or uint8, [count, 1, height, width]; see `Extractor`.
-        batch_size: images an evaluation.
-    """
-
-    def __init__(
-        self,
-        classifier: DigitClassifier,
-        reference: Tensor,
-        *,
-        batch_size: int = 500,
-    ) -> None:
-        self.extractor = Extractor("classifier", classifier, batch_size=batch_size)
-        self.reference = self.extractor(reference)
-
-    def __call__(self, images: Tensor) -> float:
-        """Distance of `images`, in the form of the reference, from it.
-
-        Raises:
-            ValueError: for fewer than two images.
-        """
-        if len(images) < 2:
-            raise ValueError(f"a covariance needs at least two images; got {len(images)}")
-        return frechet_distance(self.extractor(images), self.reference)
 
 
 @dataclass(frozen=True)
@@ -339,22 +307,6 @@ def nearest_neighbors(
         for batch in images.split(batch_size)
     ]
     return Neighbors(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
-
-
-@torch.no_grad()
-def accuracy(
-    classifier: DigitClassifier,
-    x: Float[Tensor, "count 1 28 28"],
-    labels: Int[Tensor, " count"],
-    *,
-    batch_size: int = 500,
-) -> float:
-    """Fraction of images in [0, 1] whose most probable class is the label."""
-    hits = sum(
-        int((classifier(images).argmax(1) == truth).sum())
-        for images, truth in zip(x.split(batch_size), labels.split(batch_size), strict=True)
-    )
-    return hits / len(x)
 
 
 def dark_pixels(images: Tensor) -> Tensor:

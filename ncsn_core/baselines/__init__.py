@@ -1,0 +1,1 @@
+"""What the score is compared with: an adversarial pair, a PixelCNN, an energy model."""
