@@ -61,6 +61,20 @@ def test_losses_and_samples_of_both_paths_agree(precision, rounding):
     assert agreement["ours"] == pytest.approx(agreement["plain"], rel=rounding)
 
 
+def test_the_step_that_is_timed_is_the_one_of_training(
+    run_training, tiny_config, tmp_path, few_images
+):
+    config = tiny_config(steps=3)
+    record = run_training(config, tmp_path)
+    run = bench.new_run(config, EAGER, CPU)
+    stream = batches(few_images, config.batch_size, seed=config.seed)
+    for _ in range(3):
+        bench.advance(run, stream)
+    assert [round(float(loss), 4) for loss in run.losses] == record.history["loss"]
+    average = run.average.state_dict()
+    assert all(torch.equal(t, average[name]) for name, t in record.tensors().items())
+
+
 def test_a_wrong_step_would_not_agree(monkeypatch):
     draw = bench.draw
 

@@ -708,7 +708,7 @@ def test_sigma_and_step_are_positive(value):
         lambda: vincent(score, x, value),
         lambda: denoising_floor(unconditional(score), x, one_level(x, value)),
     ]:
-        with pytest.raises(ValueError, match=rf"positive sigma; got \[{value}"):
+        with pytest.raises(ValueError, match=rf"sigma must be positive and finite; got \[{value}"):
             call()
     with pytest.raises(ValueError, match=f"step .* must be positive; got {value}"):
         finite_difference_score_matching(score, x, step=value)
