@@ -4,6 +4,7 @@ To look at a number on a GPU is to wait until everything before it has been comp
 the GPU gets no new work.  So a check on the device is noted, and many are looked at together.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -76,15 +77,14 @@ def later(checks: Checks | None = None) -> Iterator[None]:
 
 def check_finite(x: Tensor) -> None:
     """Raise ValueError for a batch in which a number is not finite, naming the sample."""
-    finite = torch.isfinite(x).flatten(1).all(1)
 
     def error() -> ValueError:
-        first = int((~finite).nonzero()[0, 0])
+        first = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0, 0])
         return ValueError(
             f"sample {first} of the batch holds NaN or infinity: {x[first].tolist()}"[:300]
         )
 
-    require(finite.all(), error)
+    require(torch.isfinite(x).all(), error)
 
 
 def check_shape(s: Tensor, x: Tensor) -> None:
@@ -102,7 +102,7 @@ def check_per_sample(sigma: Tensor, x: Tensor) -> None:
             f"sigma has one value for each of the {len(x)} samples; got shape {tuple(sigma.shape)}"
         )
     require(
-        (torch.isfinite(sigma) & (sigma > 0)).all(),
+        ((sigma > 0) & (sigma < math.inf)).all(),
         lambda: ValueError(f"sigma must be positive and finite; got {sigma.tolist()}"[:300]),
     )
 

@@ -10,6 +10,7 @@ import torch
 from ncsn_core import pretrained
 from ncsn_core.book import bench, plain
 from ncsn_core.book.bench import Case, Path
+from ncsn_core.data import batches
 from ncsn_core.samplers import annealed_langevin
 from ncsn_core.schedules import geometric_ladder
 
