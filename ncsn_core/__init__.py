@@ -34,8 +34,8 @@ else:
             "samplers": "annealed_langevin inpaint langevin",
             "training": "train",
         },
-        "baselines checkpoints config data distributions divergence fitting generation metrics "
-        "networks objectives parametrizations pretrained samplers schedules training",
+        "baselines checkpoints config data devices distributions divergence fitting generation "
+        "metrics networks objectives parametrizations pretrained samplers schedules training",
     )
 
 __all__ = [

@@ -15,7 +15,7 @@ from torch import Tensor
 Checks = list[tuple[Tensor, Callable[[], Exception]]]
 
 AT_ONCE = ("cpu",)  # kinds of device on which a look costs nothing
-MOST = 100  # checks that wait for a look
+MAX_PENDING = 300  # checks that wait for a look: a training step has three
 
 _noted: ContextVar[Checks | None] = ContextVar("noted", default=None)
 
@@ -34,7 +34,7 @@ def require(holds: Tensor, error: Callable[[], Exception]) -> None:
             raise error()
         return
     noted.append((holds, error))
-    if len(noted) >= MOST:
+    if len(noted) >= MAX_PENDING:
         look(noted)
 
 

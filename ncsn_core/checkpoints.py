@@ -48,7 +48,7 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """What the tensors are: "ncsn", "classifier" or "bundle"."""
+        """What the tensors are: "ncsn", "classifier", "samples" or "bundle"."""
         return self.manifest["kind"]
 
     @property
@@ -146,10 +146,10 @@ def load(folder: Path | str) -> Record:
             f"SHA-256 than it says. Restore the file"
         )
     opened(folder / MANIFEST)
-    return Record(folder, _in_todays_words(manifest))
+    return Record(folder, _from_format_2(manifest))
 
 
-def _in_todays_words(manifest: dict[str, Any]) -> dict[str, Any]:
+def _from_format_2(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest of format 2 with the names of format 3; to be removed at the first release."""
     if manifest.get("format", 0) >= 3:
         return manifest

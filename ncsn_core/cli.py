@@ -12,7 +12,7 @@ import click
 import ncsn_core
 from ncsn_core.book.cli import book
 from ncsn_core.distributed import close, global_rank
-from ncsn_core.errors import LostProcessError, NCSNError
+from ncsn_core.errors import NCSNError
 
 if TYPE_CHECKING:
     import torch
@@ -285,11 +285,12 @@ def evaluate(
     folder = folder or Path("runs") / f"samples-{origin}-{profile}-{epsilon:g}-{seed}"
     score = model.score(target, autocast=_autocast_of(folder, target), compile=compile)
     name, size = model.config["dataset"], model.config["image_size"]
-    extractor = load_extractor(name, target, weights=inception_weights, download=download)
-    reference = load_images(name, download=download, size=size)
-    if profile == "smoke":
-        reference = reference[:2000]
-    held_out = load_images(name, "test", download=download, size=size)
+    if not global_rank():  # before the samples, so that what is missing is missed at once
+        extractor = load_extractor(name, target, weights=inception_weights, download=download)
+        reference = load_images(name, download=download, size=size)
+        if profile == "smoke":
+            reference = reference[:2000]
+        held_out = load_images(name, "test", download=download, size=size)
 
     samples = generation.sample(
         score,
@@ -408,8 +409,9 @@ def _autocast_of(folder: Path, device: "torch.device") -> "torch.dtype | None":
     import ncsn_core.checkpoints as checkpoints
     from ncsn_core.devices import preferred_autocast
 
+    preferred = preferred_autocast(device)  # which all processes find out together
     if not (folder / checkpoints.MANIFEST).is_file():
-        return preferred_autocast(device)
+        return preferred
     kinds = {str(kind): kind for kind in (torch.bfloat16, torch.float16)}
     return kinds.get(checkpoints.load(folder).config.get("autocast", "None"))
 
@@ -426,15 +428,12 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(130)
-    except LostProcessError as error:  # any process may be the one that is gone
-        click.echo(f"ncsn: {error}", err=True)
-        sys.exit(1)
-    except (NCSNError, ValueError, OSError) as error:
+    except (NCSNError, ValueError, OSError, FloatingPointError) as error:
         _say(f"ncsn: {error}")
         sys.exit(1)
 
 
 def _say(text: str) -> None:
-    """Print what goes wrong in every process, once."""
-    if global_rank() == 0:
-        click.echo(text, err=True)
+    """Print what went wrong; of several processes, each but the first says which it is."""
+    who = f"[process {global_rank()}] " if global_rank() else ""
+    click.echo(who + text, err=True)

@@ -15,7 +15,7 @@ from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ncsn_core.errors import LostProcessError
+from ncsn_core.errors import NCSNError
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,16 @@ def barrier() -> None:
         _group().barrier()
 
 
+@contextmanager
+def local_rank_first() -> Iterator[None]:
+    """Let the first process of each machine go through a block before the others."""
+    if local_rank():
+        barrier()
+    yield
+    if not local_rank():
+        barrier()
+
+
 def all_of(flag: bool) -> bool:
     """Whether the flag is up in every process."""
     if world_size() == 1:
@@ -86,10 +96,12 @@ def all_of(flag: bool) -> bool:
 
 
 def _group() -> ModuleType:
+    import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     return dist
 
 
@@ -107,7 +119,7 @@ def lost_process_explained(advice: str) -> Iterator[None]:
     """Turn the many errors by which a process notices that another one is gone into one.
 
     Raises:
-        LostProcessError: in their place, ending with `advice`.
+        NCSNError: in their place, ending with `advice`.
     """
     try:
         yield
@@ -117,7 +129,7 @@ def lost_process_explained(advice: str) -> Iterator[None]:
         lost = isinstance(error, DistError) or "gloo" in str(error).lower()
         if world_size() == 1 or not lost:
             raise
-        raise LostProcessError(
+        raise NCSNError(
             f"another of the {world_size()} processes is gone, and the work cannot go on without "
             f"it. {advice}"
         ) from error

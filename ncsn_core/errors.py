@@ -30,7 +30,3 @@ class NonFiniteLossError(NCSNError, FloatingPointError):
 
 class UnwritableError(NCSNError, OSError):
     """A file or folder that cannot be written: a full disk, a missing permission."""
-
-
-class LostProcessError(NCSNError):
-    """Another of the processes that share the work has ended; every one that is left says so."""

@@ -6,7 +6,7 @@ With a folder, every batch goes to disk when it is finished, and an interrupted 
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,11 @@ def sample(
     firsts = range(0, count, batch_size)
     wanted = [(index, min(batch_size, count - first)) for index, first in enumerate(firsts)]
     evaluations = len(score.sigmas) * steps_per_level
+    samples = torch.empty(count, *score.image_shape)
+    parts = dict(zip(wanted, samples.split(batch_size), strict=True))
     with _store(score, {"seed": seed, "batch_size": batch_size, **options}, folder) as store:
-        samples = {batch: store[batch] for batch in wanted if batch in store}
-        mine = [batch for batch in wanted[global_rank() :: world_size()] if batch not in samples]
+        missing = [key for key, part in parts.items() if not _read(store, key, part)]
+        mine = [key for key in missing if key[0] % world_size() == global_rank()]
         with tqdm(
             total=len(mine) * evaluations,
             unit="step",
@@ -131,11 +133,23 @@ def sample(
         ) as bar:
             for index, size in mine:
                 watch = _watch(bar, evaluations, index * batch_size, callback)
-                x = draw_batch(score, seed, index, size, callback=watch, **options).cpu()
-                samples[index, size] = store[index, size] = x
+                x = draw_batch(score, seed, index, size, callback=watch, **options)
+                parts[index, size].copy_(x)
+                store[index, size] = parts[index, size]
         with lost_process_explained(ADVICE):
             barrier()
-        return torch.cat([samples[b] if b in samples else store[b] for b in wanted])
+        for key in missing:
+            if key not in mine:
+                parts[key].copy_(store[key])
+    return samples
+
+
+def _read(store: "dict[Key, Tensor] | SampleFolder", key: Key, part: Tensor) -> bool:
+    """Fill a part of the samples with a batch that is there; False when it is not."""
+    if key not in store:
+        return False
+    part.copy_(store[key])
+    return True
 
 
 def _watch(
@@ -167,14 +181,11 @@ def _store(
         return
     folder = Path(folder).resolve()
     settings = _origin(score) | {"image_shape": list(score.image_shape)} | settings
-    if global_rank():
-        with lost_process_explained(ADVICE):
-            barrier()  # the first process makes the folder
-        yield SampleFolder(folder, settings)
-        return
-    _is_ours(folder, settings)
-    with exclusive(folder, folder.glob("batch_*")):
-        if not _is_ours(folder, settings):
+    first = global_rank() == 0  # makes the folder, and keeps it to these processes
+    if first:
+        _is_ours(folder, settings)
+    with exclusive(folder, folder.glob("batch_*")) if first else nullcontext():
+        if first and not _is_ours(folder, settings):
             checkpoints.save(folder, {}, kind="samples", config=settings)
         with lost_process_explained(ADVICE):
             barrier()

@@ -27,6 +27,7 @@ from ncsn_core.divergence import (
     exact_divergence,
     quadratic_form,
 )
+from ncsn_core.randomness import normal_like
 from ncsn_core.schedules import loss_weight, per_sample
 
 Weight = Callable[[Tensor], Tensor]
@@ -34,7 +35,7 @@ Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 
 def _checked(loss: Loss) -> Loss:
-    """Look at the points, the σ and the shape of the score's answers, so that no loss has to."""
+    """Look at the points, the σ and the shape of the score's answers, so that a loss need not."""
 
     @functools.wraps(loss)
     def checked(score: Callable[..., Tensor], x: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -57,7 +58,6 @@ def explicit_score_matching(score: Score, x: Batch, target: Score) -> PerSample:
     return _half_square(score(x) - shape_checked(target)(x))
 
 
-@_checked
 def implicit_score_matching(
     score: Score,
     x: Batch,
@@ -77,7 +77,6 @@ def implicit_score_matching(
     return trace + _half_square(score(x))
 
 
-@_checked
 def sliced_score_matching(
     score: Score | NoiseConditional,
     x: Batch,
@@ -123,7 +122,6 @@ def sliced_score_matching(
     return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
-@_checked
 def sliced_score_matching_vr(
     score: Score | NoiseConditional,
     x: Batch,
@@ -153,7 +151,6 @@ def sliced_score_matching_vr(
     return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
-@_checked
 def finite_difference_score_matching(
     score: Score | NoiseConditional,
     x: Batch,
@@ -222,7 +219,7 @@ def denoising_score_matching(
         ValueError: for a σ that is not one positive number per sample, a point that is not finite,
             a score that changes the shape.
     """
-    z = _normal_like(x, generator) if noise is None else noise
+    z = normal_like(x, generator) if noise is None else noise
     column = per_sample(sigma, x)
     return weight(sigma) * _half_square(score(x + column * z, sigma) + z / column)
 
@@ -249,10 +246,6 @@ def _half_square(s: Tensor) -> Tensor:
     return 0.5 * s.flatten(1).square().sum(1)
 
 
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
-
-
 def _sliced(
     loss: Callable[[Score, Tensor, Tensor], Tensor],
     score: Callable[..., Tensor],
@@ -266,15 +259,11 @@ def _sliced(
     generator: torch.Generator | None,
 ) -> Tensor:
     """The mean of a loss over directions v, at the data or, given σ, at the noised data."""
-    at = score
+    at = shape_checked(score if sigma is None else lambda y: score(y, sigma))
     if sigma is not None:
-        z = _normal_like(x, generator) if noise is None else noise
+        check_per_sample(torch.as_tensor(sigma), x)
+        z = normal_like(x, generator) if noise is None else noise
         x = x + per_sample(sigma, x) * z
-        at = functools.partial(_with_sigma, score, sigma)
     drawn = directions(x, count, kind, v, generator)
     mean = torch.stack([loss(at, x, w) for w in drawn]).mean(0)
     return mean if sigma is None else weight(sigma) * mean
-
-
-def _with_sigma(score: NoiseConditional, sigma: Tensor, x: Tensor) -> Tensor:
-    return score(x, sigma)

@@ -10,13 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncsn_core._types import NoiseConditional, Score
+from ncsn_core._types import LogDensity, NoiseConditional, Score
 from ncsn_core.schedules import per_sample
 
 
 def unconditional(score: Score) -> NoiseConditional:
     """s(x, σ) = s(x): a score that is not told the noise level."""
     return lambda x, sigma: score(x)
+
+
+def score_from_log_density(log_density: LogDensity) -> Score:
+    """∇ log p by automatic differentiation, for a log-density that treats its samples one by one.
+
+    An energy becomes a score this way too: `score_from_log_density(lambda x: -energy(x))`.
+    """
+    return torch.func.grad(lambda x: log_density(x).sum())
 
 
 def denoiser_from_score(score: NoiseConditional) -> NoiseConditional:
@@ -59,7 +67,9 @@ def score_from_noise(
     borders = ((log_sigmas[1:] + log_sigmas[:-1]) / 2).float()
 
     def score_of_steps(x: Tensor, sigma: Tensor) -> Tensor:
-        t = torch.bucketize(sigma.float().log(), borders.to(x.device))
+        nonlocal borders
+        borders = borders.to(x.device)
+        t = torch.bucketize(sigma.float().log(), borders)
         column = per_sample(sigma, x)
         return -predict(x * torch.rsqrt(1 + column**2), t) / column
 

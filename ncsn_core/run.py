@@ -76,6 +76,7 @@ class Run:
         self.whole = True  # False while a step is half done
         self.losses: list[Tensor] = []
         self.checks: Checks = []  # of the steps since the last log
+        self.interrupted = threading.Event()
         self.history: dict[str, list[Any]] = {"step": [], "loss": []}
         self.seconds = 0.0
         self.clock = time.monotonic()
@@ -131,10 +132,10 @@ class Run:
             return
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
-        mean = self.fabric.all_reduce(flat, reduce_op="mean")
-        parts = mean.split([g.numel() for g in gradients])  # type: ignore[union-attr]
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        torch.distributed.all_reduce(flat)  # not Fabric's, which waits for the GPU before it
+        parts = (flat / self.fabric.world_size).split([g.numel() for g in gradients])
+        means = [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+        torch._foreach_copy_(gradients, means)
 
     def set_learning_rate(self, rate: float) -> None:
         """Adam's rate from now on."""
@@ -201,20 +202,25 @@ class Run:
         """Write a checkpoint; of several processes, the first does."""
         pending = self.finite_losses()
         self.tick()
-        state = state_of(self.network, self.optimizer)
-        kept = "network" if self.average is None else "average"
-        if self.average is not None:
-            state |= {f"average.{k}": t for k, t in _plain(self.average).items()}
-        if not all(t.isfinite().all() for k, t in state.items() if k.startswith("network.")):
+        if not torch.stack([p.isfinite().all() for p in self.network.parameters()]).all():
             raise NonFiniteLossError(
                 f"the weights after step {self.step} are not finite, though the loss is. {ADVICE}"
             )
-        if not self.fabric.is_global_zero:
-            self.fabric.barrier()
-            return checkpoints.load(folder)
-        record = checkpoints.save(
+        if self.fabric.is_global_zero:
+            self._write(folder, pending)
+        self.fabric.barrier()
+        self.clock = time.monotonic()
+        return checkpoints.load(folder)
+
+    def _write(self, folder: Path, pending: Tensor) -> None:
+        """Write a checkpoint, with the losses since the last log."""
+        state = state_of(self.network, self.optimizer) | {"losses": pending}
+        if self.average is not None:
+            state |= {f"average.{k}": t for k, t in _plain(self.average).items()}
+        kept = "network." if self.average is None else "average."
+        checkpoints.save(
             folder,
-            {"weights": part_of(state, f"{kept}."), "state": state | {"losses": pending}},
+            {"weights": part_of(state, kept), "state": state},
             kind="ncsn",
             config=self.config.to_dict(),
             step=self.step,
@@ -222,9 +228,6 @@ class Run:
             history=self.history,
             provenance=self.origin | {"seconds": round(self.seconds, 1)},
         )
-        self.fabric.barrier()
-        self.clock = time.monotonic()
-        return record
 
     def start_from(self, record: Record) -> None:
         """Take the weights of another run, whose averaged ones are the better start."""
@@ -240,7 +243,7 @@ class Run:
 
     def restore(self, record: Record, state: dict[str, Tensor]) -> None:
         """Go back to what `save` wrote, given its record and the state in it."""
-        restore(self.network, self.optimizer, state)
+        load_state(self.network, self.optimizer, state)
         if self.average is not None:
             self.average.load_state_dict(part_of(state, "average."))
         self.step = record.manifest["step"]
@@ -263,18 +266,13 @@ class Run:
     # --- a session ------------------------------------------------------------------------------
 
     @contextmanager
-    def under_way(
-        self, folder: Path, previous: Record | None, *, progress: bool
-    ) -> Iterator[Callable[[str], None]]:
+    def under_way(self, folder: Path, previous: Record | None, *, progress: bool) -> Iterator[tqdm]:
         """Keep the folder to this run, and save it when it is interrupted between two steps.
 
         Args:
             folder: the run's.
             previous: what it held when the run was opened.
-            progress: show a bar.
-
-        Yields:
-            What tells the bar of each step, and whatever stands behind it.
+            progress: show a bar, which is yielded either way.
 
         Raises:
             NCSNError: when another process is or was training there, or is gone.
@@ -285,8 +283,8 @@ class Run:
         )
         first = self.fabric.is_global_zero  # writes; the others wait for it when they meet
         with exclusive(folder) if first else nullcontext(), lost_process_explained(advice):
-            manifest = (folder / checkpoints.MANIFEST).exists()
-            if first and previous != (checkpoints.load(folder) if manifest else None):
+            there = (folder / checkpoints.MANIFEST).exists()
+            if self.any_of(previous != (checkpoints.load(folder) if there else None)):
                 raise NCSNError(
                     f"another process has trained in {folder} since this one began. Run the same "
                     f"command again: it goes on from there"
@@ -299,23 +297,21 @@ class Run:
                 disable=not (progress and first),
             )
             try:
-                with bar, interrupts_wait(alone=self.fabric.world_size == 1) as interrupted:
-                    yield partial(self._tell, bar, interrupted)
+                with bar, interrupts_wait(alone=self.fabric.world_size == 1) as self.interrupted:
+                    yield bar
             except KeyboardInterrupt:
                 if self.whole:
                     self.save(folder)
                 raise
 
-    def _tell(self, bar: tqdm, interrupted: threading.Event, text: str = "") -> None:
-        """Move the bar, and heed an interrupt.
+    def heed_interrupt(self, *, together: bool) -> None:
+        """Raise the KeyboardInterrupt that has waited for its step.
 
-        Several processes have to stop at the same step: they ask each other, when there is news.
+        Args:
+            together: whether all processes call this after this step.  They have to stop at the
+                same one, and ask each other seldom.
         """
-        bar.update()
-        if text:
-            bar.set_postfix_str(text)
-        asks = bool(text) or self.fabric.world_size == 1
-        if asks and self.step < self.config.steps and self.any_of(interrupted.is_set()):
+        if (together or self.fabric.world_size == 1) and self.any_of(self.interrupted.is_set()):
             raise KeyboardInterrupt
 
 
@@ -359,7 +355,9 @@ def state_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     return state
 
 
-def restore(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+def load_state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
+) -> None:
     """Go back to what `state_of` gave."""
     network.load_state_dict(part_of(state, "network."))
     slots: dict[int, dict[str, Tensor]] = {}

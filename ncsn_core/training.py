@@ -1,7 +1,7 @@
 """Training an NCSN: the loop, with exact resume.
 
 Step k of a run is a function of the configuration, k and the state after step k − 1 alone: its
-images, levels and noise come from generators seeded by (seed, k).  A run that was interrupted
+images, levels and noise come from generators of the run's seed and k.  A run that was interrupted
 anywhere continues from its last checkpoint with the losses that it would have had.
 """
 
@@ -21,12 +21,13 @@ from ncsn_core.checkpoints import Record
 from ncsn_core.config import TrainingConfig
 from ncsn_core.data.datasets import batches, load_images
 from ncsn_core.devices import choose
-from ncsn_core.distributed import fabric
+from ncsn_core.distributed import fabric, local_rank_first
 from ncsn_core.divergence import projections
 from ncsn_core.errors import NCSNError
 from ncsn_core.networks.build import new_score
 from ncsn_core.pretrained import Model, model
 from ncsn_core.provenance import tensor_sha256
+from ncsn_core.randomness import normal_like
 from ncsn_core.run import PLANNED, Run
 from ncsn_core.schedules import draw_levels, draw_log_uniform
 
@@ -58,7 +59,7 @@ def train(
             planned before are accepted, and the change of plan is recorded.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".  "auto" is where a run that goes on was.
         precision: one of `PRECISIONS`.  "auto" is decided once, for a new run or another device.
-        compile: fuse the normalizations with `torch.compile`, which cannot be done for a sliced
+        compile: compile the normalizations with `torch.compile`, which cannot be done for a sliced
             objective or an energy.  None means as before where a run goes on, and in a new run
             where it works and the run is long enough to repay it.
         data_root, download: see `ncsn_core.data.load_images`.
@@ -90,9 +91,11 @@ def train(
     before = {} if previous is None else previous.sessions[-1]
     calls = 0 if config.differentiates_twice else config.steps
     chosen = choose(device, precision, compile, before, calls)
-    images = _load(config, chosen.device, data_root, download)
+    joined = fabric(chosen.device, chosen.precision)
+    with local_rank_first():  # one process of a machine downloads, the others find it
+        images = _load(config, chosen.device, data_root, download)
     score = new_score(config.to_dict(), config.sigmas, chosen.device, compile=chosen.compile)
-    run = Run(config, fabric(chosen.device, chosen.precision), score)
+    run = Run(config, joined, score)
     run.origin |= {"data_sha256": tensor_sha256(images), "images": len(images)}
     if previous is not None:
         run.restore(previous, previous.tensors("state"))
@@ -102,7 +105,7 @@ def train(
         prepare(run)
 
     stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
-    with run.under_way(folder, previous, progress=progress) as tell:
+    with run.under_way(folder, previous, progress=progress) as bar:
         for step, x, generator in stream:
             with later(run.checks):
                 sigma, noise, v = draw(config, score.sigmas, x, generator)
@@ -112,12 +115,16 @@ def train(
                 run.average_weights(decay)
                 run.advance(loss)
 
+            bar.update()
             ends = run.step == config.steps
-            tell(run.log() if ends or run.step % config.log_every == 0 else "")
+            logs = ends or run.step % config.log_every == 0
+            if logs:
+                bar.set_postfix_str(run.log())
             if ends or run.step % config.checkpoint_every == 0:
                 record = run.save(folder)
                 if ends or run.any_of(time.monotonic() > stop_at):
                     break
+            run.heed_interrupt(together=logs)
     return model(record)
 
 
@@ -157,7 +164,7 @@ def draw(
         sigma = draw_log_uniform(config.sigma_max, config.sigma_min, len(x), generator)
     else:
         sigma = draw_levels(sigmas, len(x), generator)
-    noise = torch.randn(x.shape, device=x.device, generator=generator)
+    noise = normal_like(x, generator)
     v = projections(x, "gaussian", generator)[None] if config.objective == "sliced" else None
     return sigma, noise, v
 

@@ -459,7 +459,7 @@ def test_a_kernel_reports_the_modules_and_records_that_it_loaded(real):
     assert executed.cells[1].outputs[0].data["text/plain"] == "[]"
     assert "files" not in executed.metadata["ncsn"]
     found = json.loads(cache.key_path(real, CHAPTER).read_text())["files"]
-    names = ["__init__", "errors", "files", "provenance"]
+    names = ["__init__", "_lazy", "errors", "files", "provenance"]
     expected = {*(f"{name}.py" for name in names), "profiles.yaml", "models"}
     assert found.keys() == {f"ncsn_core/{name}" for name in expected}
     assert (

@@ -373,15 +373,12 @@ def test_an_interrupt_exits_with_130_and_keeps_the_run(ncsn, tmp_path, monkeypat
     assert pretrained.load(folder).manifest["step"] == steps[-1] == 1
 
 
-def test_what_another_process_has_reported_is_not_said_again(ncsn, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "global_rank", lambda: 1)
-    assert ncsn("train", "mnst") == (1, "", "")
-    monkeypatch.setattr(training, "train", interrupted)
-    code, out, err = ncsn("train", "mnist")
-    assert (code, out, err.strip()) == (130, "", "")
+def test_a_sampler_that_diverges_ends_in_one_line(ncsn, tiny_run, tmp_path):
+    options = ("--steps", 3, "--epsilon", 1e38, "--count", 1, "--device", "cpu")
+    code, out, err = ncsn("sample", tiny_run, *options, "--out", tmp_path / "grid.png")
+    assert (code, out) == (1, "")
+    assert "the score is not finite at evaluation" in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("arguments", [["html"], ["build", "--force"]])

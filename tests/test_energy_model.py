@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from ncsn_core.baselines.energy_model import EnergyModel, contrastive_divergence, short_run
+from ncsn_core.parametrizations import score_from_log_density
 from ncsn_core.randomness import generator_for
-from ncsn_core.samplers import langevin, score_of
+from ncsn_core.samplers import langevin
 
 
 class Spring(nn.Module):
@@ -42,7 +43,7 @@ def test_the_energy_bends():
     """A slope that changes with x, which ReLU's would do nowhere."""
     network = EnergyModel(2).double()
     x = torch.rand(1, 1, 8, 8, dtype=torch.float64)
-    slope = score_of(network)
+    slope = score_from_log_density(network)
     assert not torch.allclose(slope(x), slope(x + 1e-3), rtol=1e-6)
 
 

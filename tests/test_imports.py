@@ -73,7 +73,7 @@ def test_a_trained_score_is_loaded_and_evaluated_with_none_of_them():
 def test_the_package_itself_loads_nothing_and_one_network_little():
     assert "torch" not in loaded("import ncsn_core as nc; assert 'load' in dir(nc)")
     ours = {name for name in loaded("import ncsn_core.networks.mlp") if "ncsn_core" in name}
-    modules = ("", "._lazy", ".networks", ".networks.mlp")
+    modules = ("", "._lazy", "._types", ".networks", ".networks.mlp")
     assert ours == {f"ncsn_core{name}" for name in modules}
 
 

@@ -9,8 +9,9 @@ from scipy.stats import kstest, norm
 from scores import without_type_checks
 
 from ncsn_core.distributions import GaussianMixture
+from ncsn_core.parametrizations import score_from_log_density
 from ncsn_core.randomness import generator_for
-from ncsn_core.samplers import annealed_langevin, langevin, mala, score_of
+from ncsn_core.samplers import annealed_langevin, langevin, mala
 
 
 def pull(x):
@@ -227,8 +228,10 @@ def test_a_target_with_an_edge():
 
 def test_energy_gives_the_score():
     x = torch.randn(20, 1)
-    torch.testing.assert_close(score_of(MIXTURE.log_density)(x), MIXTURE.score(x))
-    end, _ = adjusted(x, score=score_of(MIXTURE.log_density), log_density=MIXTURE.log_density)
+    torch.testing.assert_close(score_from_log_density(MIXTURE.log_density)(x), MIXTURE.score(x))
+    end, _ = adjusted(
+        x, score=score_from_log_density(MIXTURE.log_density), log_density=MIXTURE.log_density
+    )
     same, _ = adjusted(x, score=MIXTURE.score, log_density=MIXTURE.log_density)
     torch.testing.assert_close(end, same)
 

@@ -15,7 +15,7 @@ from ncsn_core.checkpoints import Record
 from ncsn_core.files import exclusive
 from ncsn_core.networks import ResidualAutoencoder
 from ncsn_core.randomness import generator_for
-from ncsn_core.run import part_of, restore, state_of
+from ncsn_core.run import load_state, part_of, state_of
 
 KINDS = ("clean", "noised")
 
@@ -55,7 +55,7 @@ def train(config: Figure1, folder: Path) -> Record:
             step, state = record.manifest["step"], record.tensors("state")
             sessions = [*record.provenance["sessions"], {"from_step": step} | origin]
             for kind in KINDS:
-                restore(*runs[kind], part_of(state, f"{kind}."))
+                load_state(*runs[kind], part_of(state, f"{kind}."))
                 history[kind][:step] = record.tensors("results")[f"history_{kind}"][:step]
         while step < config.steps:
             generator = generator_for(config.seed, step)

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncsn_core._types import Batch, PerSample
+from ncsn_core.parametrizations import score_from_log_density
 from ncsn_core.samplers.langevin import langevin
-from ncsn_core.samplers.mala import score_of
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -77,7 +77,7 @@ def short_run(
         x: the starts, uniform noise in the paper.
         steps, epsilon, generator: see `ncsn_core.samplers.langevin`.
     """
-    score = score_of(lambda y: -energy(y))  # ∇ log p = −∇E, without Z
+    score = score_from_log_density(lambda y: -energy(y))  # ∇ log p = −∇E, without Z
     return langevin(score, x, epsilon=epsilon, steps=steps, generator=generator)
 
 

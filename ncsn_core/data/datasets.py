@@ -68,13 +68,14 @@ def load_images(
         split: "train" or "test".
         device: where the tensor goes.
         root: folder to look in; `data_root()` when not given.  MNIST needs none.
-        download: allow torchvision to download what is not there.
+        download: fetch what is not there.
         size: height and width to average the images down to, see `block_average`; None: as stored.
 
     Raises:
         UnknownNameError: for another name or split.
         MissingDataError: when the files are not there and cannot be downloaded.
         CorruptFileError: when a file was altered or cut short.
+        NCSNError: when another process is downloading it.
         ValueError: for a size that does not divide that of the images.
     """
     images = _load(name, split, root, download)[0]

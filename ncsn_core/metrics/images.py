@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ncsn_core._types import Ladder, NoiseConditional
 from ncsn_core.metrics.features import Extractor, Inception, inception_score
+from ncsn_core.randomness import normal_like
 from ncsn_core.schedules import per_sample
 
 
@@ -51,7 +52,7 @@ def level_statistics(
             batch = x[first : first + batch_size]
             sigma = level_sigma.expand(len(batch))
             column = per_sample(sigma, batch)
-            z = torch.randn(batch.shape, device=x.device, generator=generator)
+            z = normal_like(batch, generator)
             s = score(batch + column * z, sigma)
             part = slice(first, first + len(batch))
             losses[level, part] = 0.5 * (s + z / column).flatten(1).square().sum(1).cpu()

@@ -247,13 +247,12 @@ class Recorder:
         self.ends: list[Tensor] = []
         self.frames: list[Tensor] = []
         self.dark_sums = torch.zeros(self.levels, 3, dtype=torch.float64)
-        self.ratio_sums = torch.zeros(self.levels, 2, dtype=torch.float64)
+        self.ratios: list[list[Tensor]] = [[] for _ in range(self.levels)]
 
     def __call__(self, first: int, state: State) -> None:
         noise_norm = (state.step_size * state.x[0].numel()) ** 0.5
         drift_norm = state.step_size / 2 * state.score.flatten(1).norm(dim=1)
-        self.ratio_sums[state.level, 0] += float((drift_norm / noise_norm).sum())
-        self.ratio_sums[state.level, 1] += len(state.x)
+        self.ratios[state.level].append(drift_norm / noise_norm)  # of each chain; a GPU goes on
 
         if state.step == self.steps - 1:
             pixels = state.x[:, self.dark.to(state.x.device)].double()
@@ -280,5 +279,5 @@ class Recorder:
             "ends": torch.stack(self.ends, dim=1),
             "dark_mean": mean.float(),
             "dark_std": (squares / count - mean**2).clamp(min=0).sqrt().float(),
-            "snr": (self.ratio_sums[:, 0] / self.ratio_sums[:, 1]).float(),
+            "snr": torch.stack([torch.cat(r).double().mean() for r in self.ratios]).float().cpu(),
         }

@@ -250,13 +250,13 @@ class MultiResolutionFusion(nn.Module):
 
     def forward(self, xs: list[Features], level: Levels) -> Features:
         size = xs[0].shape[2:]
-        total = torch.zeros(())
-        for i, x in enumerate(xs):
-            h = self.convs[i](self.norms[i](x, level))
+        hs = []
+        for x, norm, conv in zip(xs, self.norms, self.convs, strict=True):
+            h = conv(norm(x, level))
             if h.shape[2:] != size:
                 h = F.interpolate(h, size=size, mode="bilinear", align_corners=True)
-            total = h if i == 0 else total + h
-        return total
+            hs.append(h)
+        return functools.reduce(torch.add, hs)
 
 
 class ChainedResidualPooling(nn.Module):

@@ -1,12 +1,12 @@
 """Samplers: from a score to samples.
 
-All take `(score, x, *, ..., generator, callback)`, with x `[batch, *shape]` the starts of as many
-independent chains.  They draw their randomness from `generator` alone, leave `x` as it was, show
-every update to `callback` as a `State`, and never print.  The two solvers that choose their own
-steps, at the end of `ode`, have no callback.
+They take `(score, x, sigmas, *, ..., generator, callback)`, `langevin` and `mala` without σ, with x
+`[batch, *shape]` the starts of as many independent chains.  They draw their randomness from
+`generator` alone, leave `x` as it was, show every update to `callback` as a `State`, and never
+print.  The two solvers that choose their own steps, at the end of `ode`, have no callback.
 
-A step waits for nothing on a GPU: there a score that is not finite is noticed within a hundred
-steps (`ncsn_core._checks`), in the same words, and a callback may have seen what came of it.
+A step waits for nothing on a GPU: there a score that is not finite is noticed within 300 steps
+(`ncsn_core._checks`), in the same words, and a callback may have seen what came of it.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from ncsn_core._lazy import names_of
 
 # At once: these two modules have the names of their functions, and would stand in their places.
 from ncsn_core.samplers.langevin import langevin
-from ncsn_core.samplers.mala import Mala, mala, score_of
+from ncsn_core.samplers.mala import Mala, mala
 
 if TYPE_CHECKING:
     from ncsn_core.samplers.annealed import annealed_langevin
@@ -56,6 +56,5 @@ __all__ = [
     "mala",
     "probability_flow",
     "reverse_diffusion",
-    "score_of",
     "solve_probability_flow",
 ]

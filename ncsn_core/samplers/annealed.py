@@ -4,8 +4,9 @@ import torch
 
 from ncsn_core._types import Batch, Ladder, NoiseConditional
 from ncsn_core.parametrizations import denoiser_from_score
+from ncsn_core.randomness import normal_like
 from ncsn_core.samplers.langevin import langevin_step
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, sampler
 from ncsn_core.schedules import langevin_step_sizes
 
 
@@ -46,13 +47,13 @@ def annealed_langevin(
         FloatingPointError: when a score is not finite, naming σ and the evaluation.
     """
     alphas = langevin_step_sizes(sigmas, epsilon).tolist()
-    for i, (level, alpha) in enumerate(zip(sigmas.tolist(), alphas, strict=True)):
+    for i, (sigma_i, alpha) in enumerate(zip(sigmas.tolist(), alphas, strict=True)):
         sigma = sigmas[i].expand(len(x))
         for t in steps(steps_per_level):
             s = score(x, sigma)
             x = langevin_step(x, s, alpha, normal_like(x, generator))
             if callback is not None:
-                callback(State(i, t, level, alpha, x, s))
+                callback(State(i, t, sigma_i, alpha, x, s))
     if denoise:
         x = denoiser_from_score(score)(x, sigma)
     return x

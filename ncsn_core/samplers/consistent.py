@@ -1,12 +1,14 @@
 """Consistent annealed sampling: noise that stays on the ladder, with one step a level."""
 
+import math
 from itertools import pairwise
 
 import torch
 
 from ncsn_core._types import Batch, Ladder, NoiseConditional
 from ncsn_core.parametrizations import denoiser_from_score
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
+from ncsn_core.randomness import normal_like
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, sampler
 from ncsn_core.schedules import validate_ladder
 
 
@@ -45,31 +47,30 @@ def consistent_annealed(
     """
     levels = validate_ladder(sigmas).tolist()
     eta = epsilon / (2 * levels[-1] ** 2)
-    _check(levels, eta)
-    for i, level in enumerate(levels):
+    _check(levels, epsilon)
+    for i, sigma_i in enumerate(levels):
         sigma = sigmas[i].expand(len(x))
         s = score(x, sigma)
-        x = x + eta * level**2 * s
+        x = x + eta * sigma_i**2 * s
         if i + 1 < len(levels):
-            left = (1 - eta) * level / levels[i + 1]
+            left = (1 - eta) * sigma_i / levels[i + 1]
             x = x + levels[i + 1] * max(0.0, 1 - left**2) ** 0.5 * normal_like(x, generator)
         if callback is not None:
-            callback(State(i, 0, level, 2 * eta * level**2, x, s))
+            callback(State(i, 0, sigma_i, 2 * eta * sigma_i**2, x, s))
     if denoise:
         x = denoiser_from_score(score)(x, sigma)
     return x
 
 
-def _check(levels: list[float], eta: float) -> None:
+def _check(levels: list[float], epsilon: float) -> None:
     """Raise ValueError unless noise can make up what a step leaves, at every level."""
-    if not eta > 0:
-        raise ValueError(f"epsilon must be positive and finite; got {2 * levels[-1] ** 2 * eta}")
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon must be positive and finite; got {epsilon}")
     for high, low in pairwise(levels):
         g = low / high
-        if not 1 - g <= eta <= 1 + g:
-            least, most = (2 * levels[-1] ** 2 * (1 + side * g) for side in (-1, 1))
+        least, most = (2 * levels[-1] ** 2 * (1 + side * g) for side in (-1, 1))
+        if not least <= epsilon <= most:
             raise ValueError(
                 f"epsilon must lie between {least:.4g} and {most:.4g} for noise levels that fall "
-                f"by {g:.4g} a step; got {2 * levels[-1] ** 2 * eta:.4g}. A finer ladder allows "
-                f"smaller steps"
+                f"by {g:.4g} a step; got {epsilon:.4g}. A finer ladder allows smaller steps"
             )

@@ -9,9 +9,10 @@ from torch import Tensor
 from ncsn_core._types import Batch, Ladder, NoiseConditional
 from ncsn_core.errors import UnknownNameError
 from ncsn_core.parametrizations import denoiser_from_score
+from ncsn_core.randomness import normal_like
 from ncsn_core.samplers.annealed import steps
 from ncsn_core.samplers.langevin import langevin_step
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, sampler
 from ncsn_core.schedules import langevin_step_sizes
 
 KnownNoise = Literal["level", "step", "none"]
@@ -69,24 +70,24 @@ def inpaint(
     """
     _check(x, images, known, known_noise)
 
-    def noised(level: float) -> Tensor:
+    def noised(sigma_i: float) -> Tensor:
         if known_noise == "none":
             return images
-        return images + level * normal_like(x, generator)
+        return images + sigma_i * normal_like(x, generator)
 
     alphas = langevin_step_sizes(sigmas, epsilon).tolist()
-    for i, (level, alpha) in enumerate(zip(sigmas.tolist(), alphas, strict=True)):
+    for i, (sigma_i, alpha) in enumerate(zip(sigmas.tolist(), alphas, strict=True)):
         sigma = sigmas[i].expand(len(x))
-        y = noised(level)
+        y = noised(sigma_i)
         x = torch.where(known, y, x)
         for t in steps(steps_per_level):
             s = score(x, sigma)
             x = langevin_step(x, s, alpha, normal_like(x, generator))
             if known_noise == "step":
-                y = noised(level)
+                y = noised(sigma_i)
             x = torch.where(known, y, x)
             if callback is not None:
-                callback(State(i, t, level, alpha, x, s))
+                callback(State(i, t, sigma_i, alpha, x, s))
     if denoise:
         x = torch.where(known, images, denoiser_from_score(score)(x, sigma))
     return x

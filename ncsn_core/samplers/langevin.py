@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncsn_core._types import Batch, Score
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
+from ncsn_core.randomness import normal_like
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, sampler
 
 
 @sampler(SMALLER_STEPS)

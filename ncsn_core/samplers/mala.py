@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ncsn_core._checks import require
 from ncsn_core._types import Batch, LogDensity, PerSample, Score
+from ncsn_core.randomness import normal_like
 from ncsn_core.samplers.langevin import langevin_step, step_sizes
-from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, normal_like, sampler
+from ncsn_core.samplers.state import SMALLER_STEPS, Callback, State, sampler
 from ncsn_core.schedules import per_sample
 
 
@@ -45,7 +46,8 @@ def mala(
     more.
 
     Args:
-        score: maps x `[batch, *shape]` to a tensor like x; see `score_of` for the exact one.
+        score: maps x `[batch, *shape]` to a tensor like x; the exact one is
+            `ncsn_core.parametrizations.score_from_log_density(log_density)`.
         x: where the chains start.  Not modified.
         log_density: maps x to log p(x) [batch], up to a constant (the negative of an energy); −∞
             is allowed where p is 0, except at the start.
@@ -90,14 +92,6 @@ def mala(
 def log_proposal(y: Tensor, x: Tensor, s: Tensor, epsilon: float) -> PerSample:
     """log q(y|x) = −‖y − x − ε/2 · s(x)‖²/2ε, without the constant that cancels in the ratio."""
     return -(y - x - epsilon / 2 * s).flatten(1).square().sum(1) / (2 * epsilon)
-
-
-def score_of(log_density: LogDensity) -> Score:
-    """∇ log p by automatic differentiation, for a log-density that treats its samples one by one.
-
-    Any differentiable energy becomes a score this way: `score_of(lambda x: -energy(x))`.
-    """
-    return torch.func.grad(lambda x: log_density(x).sum())
 
 
 def _checked(log_density: LogDensity) -> LogDensity:

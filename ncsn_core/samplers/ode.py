@@ -176,11 +176,13 @@ def log_likelihood(
     ends = _log_ends(sigma_min, sigma_max)
     n = x.numel()
 
+    answer = checked(score)
+
     def slope(log_sigma: float, flat: np.ndarray) -> np.ndarray:
         sigma = _between(log_sigma, sigma_min, sigma_max)
         at = _shaped(flat[:n], x)
         with torch.no_grad():
-            s = checked(score)(at, _levels(x, sigma))
+            s = answer(at, _levels(x, sigma))
         trace = divergence(lambda y: score(y, _levels(y, sigma)), at)
         return np.concatenate([_flat(-(sigma**2) * s), _flat(sigma**2 * trace)])
 

@@ -5,8 +5,9 @@ from itertools import pairwise
 import torch
 
 from ncsn_core._types import Batch, Ladder, NoiseConditional
+from ncsn_core.randomness import normal_like
 from ncsn_core.samplers.langevin import langevin_step
-from ncsn_core.samplers.state import Callback, State, normal_like, sampler
+from ncsn_core.samplers.state import Callback, State, sampler
 from ncsn_core.schedules import validate_ladder
 
 
@@ -52,20 +53,20 @@ def reverse_diffusion(
     if corrector_steps < 0 or not snr > 0:
         raise ValueError(f"needs corrector_steps >= 0 and snr > 0; got {corrector_steps} and {snr}")
     levels = [*validate_ladder(sigmas).tolist(), 0.0]
-    for i, (sigma, below) in enumerate(pairwise(levels)):
-        column = sigmas[i].expand(len(x))
-        alpha = 4 * (snr * sigma) ** 2
+    for i, (sigma_i, below) in enumerate(pairwise(levels)):
+        sigma = sigmas[i].expand(len(x))
+        alpha = 4 * (snr * sigma_i) ** 2
         for t in range(corrector_steps):
-            s = score(x, column)
+            s = score(x, sigma)
             x = langevin_step(x, s, alpha, normal_like(x, generator))
             if callback is not None:
-                callback(State(i, t, sigma, alpha, x, s))
-        s = score(x, column)
-        drop = sigma**2 - below**2
+                callback(State(i, t, sigma_i, alpha, x, s))
+        s = score(x, sigma)
+        drop = sigma_i**2 - below**2
         x = x + drop * s
         if below > 0:
-            scale = below / sigma if ancestral else 1.0
+            scale = below / sigma_i if ancestral else 1.0
             x = x + scale * drop**0.5 * normal_like(x, generator)
         if callback is not None:
-            callback(State(i, corrector_steps, sigma, drop, x, s))
+            callback(State(i, corrector_steps, sigma_i, drop, x, s))
     return x

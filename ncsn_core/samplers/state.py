@@ -87,8 +87,3 @@ def checked(score: Callable[..., Tensor], advice: str = "") -> Callable[..., Ten
         return s
 
     return checked_score
-
-
-def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """z ~ N(0, I), of the shape, device and precision of `x`."""
-    return torch.randn(x.shape, device=x.device, dtype=x.dtype, generator=generator)
