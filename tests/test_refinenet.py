@@ -245,6 +245,7 @@ def test_fast_forms_keep_bfloat16_with_statistics_in_float32(fast):
     assert relative_error(got.double(), expected) < 0.01
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # torch's forward mode loads it
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_forward_derivative_takes_the_form_whose_second_derivative_is_right(compiled):
     """Not torch's own kernel; and not the compiler's, which has no forward mode."""
