@@ -75,9 +75,9 @@ lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; directions of
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/zizmor --offline --quiet .github
 
-types: $(INSTALLED) ## - mypy over the package
+types: $(INSTALLED) ## - mypy over the package, the benchmark and the book's extension
 	$(call step,types: mypy)
-	@$(BIN)/mypy ncsn_core
+	@$(BIN)/mypy
 
 environment: $(INSTALLED) ## - environment.yml agrees with pyproject.toml
 	$(call step,environment: environment.yml against pyproject.toml)
@@ -120,7 +120,7 @@ stress: $(INSTALLED) ## hours of kills, fuzzing, defects, mutants and other seed
 	@$(BIN)/python tools/promises.py
 
 links: strict ## every link to another site leads somewhere (needs the internet)
-	@$(BIN)/jupyter-book build _build/source --path-output . --builder linkcheck
+	@$(BIN)/jupyter-book build . --builder linkcheck
 
 lock: $(INSTALLED) ## renew requirements.lock and environment.yml (UPGRADE=--upgrade for new versions)
 	@$(BIN)/uv pip compile pyproject.toml --quiet $(UPGRADE) --all-extras --universal \
@@ -130,4 +130,4 @@ lock: $(INSTALLED) ## renew requirements.lock and environment.yml (UPGRADE=--upg
 
 clean: ## remove what the builds and checks made, keeping .venv
 	@rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	@find ncsn_core tests tools notebooks -name __pycache__ -prune -exec rm -rf {} +
+	@find ncsn_core benchmarks book tests tools notebooks -name __pycache__ -prune -exec rm -rf {} +

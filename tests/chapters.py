@@ -3,8 +3,8 @@
     python tests/chapters.py 02_score_matching '{"seed": 7}'
 
 prints the verdicts of its claims as JSON, {"24 annealing": [value, holds], ...}.  Only the
-cells are run that a claim rests on; what they draw is thrown away.  A third argument, as JSON
-[right, wrong], replaces code of the chapter.
+cells are run that a claim rests on; what they draw is thrown away.  A third argument names a defect
+of `defects.py`, which is planted.
 """
 
 import ast
@@ -12,8 +12,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
-import symtable
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,31 +19,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-LARGE = ("models", "results", "data/mnist")
-
-
-def copy_package(folder: Path) -> None:
-    """Put a copy of the package into a folder, with the large files linked."""
-    package = folder / "ncsn_core"
-    names = {Path(name).name for name in LARGE}
-    ignored = shutil.ignore_patterns("__pycache__", *names)
-    shutil.copytree(ROOT / "ncsn_core", package, ignore=ignored)
-    for name in LARGE:
-        (package / name).symlink_to(ROOT / "ncsn_core" / name)
-    shutil.copy(ROOT / "book" / "claims.yml", package / "book" / "claims.yml")
+MODULES = {"claims", "plt", "style"}  # whose functions change nothing that a claim rests on
+INSIDES = ast.FunctionDef | ast.Lambda | ast.ClassDef | ast.ListComp | ast.SetComp | ast.DictComp
+INSIDES |= ast.GeneratorExp
 
 
 def verdicts(
     chapter: str,
     parameters: dict[str, Any],
-    replaced: tuple[str, str] | None = None,
+    defect: Any = None,
     *,
-    whole: bool = False,
     live: bool = False,
 ) -> dict[str, tuple[float, bool]]:
     """What the `claims.check` calls of a chapter find, by the names of the measurements.
 
-    `whole` runs every cell, and `live` leaves out the claims about records of earlier runs.
+    `live` leaves out the claims about records of earlier runs.
     """
     import matplotlib
 
@@ -67,10 +55,9 @@ def verdicts(
     namespace: dict[str, Any] = {"__name__": "__main__"}
     cells = code_cells(chapter)
     sources = ["".join(cell["source"]) for cell in cells]
-    if replaced is not None:
-        assert sum(source.count(replaced[0]) for source in sources) == 1, f"no {replaced[0]!r}"
-        sources = [source.replace(*replaced) for source in sources]
-    run = set(range(len(cells))) if whole else claimed(sources, live)
+    if defect is not None and not defect.where:
+        sources = [source.replace(defect.right, defect.wrong) for source in sources]
+    run = claimed(sources, live)
     os.chdir(ROOT / "notebooks")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,102 +84,76 @@ def claimed(sources: list[str], live: bool = False) -> set[int]:
     """The cells that check a claim, and those before them that make or change what they use."""
     needed: set[str] = set()
     kept = set()
-    modules = {
-        (alias.asname or alias.name).partition(".")[0]
-        for node in ast.walk(ast.parse("\n".join(sources)))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
     for number in reversed(range(len(sources))):
-        names = Names(modules)
-        for statement in ast.parse(sources[number]).body:
-            names.read(statement)
+        made, changed, used = names(sources[number])
         checks = sources[number].count("claims.check(")
         records = sources[number].count("provenance=") if live else 0
-        if checks > records or (names.made | names.changed) & needed:
+        if checks > records or (made | changed) & needed:
             kept.add(number)
-            needed = needed - names.made | names.used
+            needed = needed - made | used
     return kept
 
 
-class Names:
-    """The variables that statements, one after the other, use, make anew, and may change.
+def names(source: str) -> tuple[set[str], set[str], set[str]]:
+    """The variables that a cell makes anew, may change, and uses; rather one too many used."""
+    made: set[str] = set()
+    changed: set[str] = set()
+    used: set[str] = set()
+    for statement in ast.parse(source).body:
+        stored, touched = stores(statement)
+        used |= loads(statement) - made
+        changed |= stored | touched
+        if not isinstance(statement, ast.If | ast.While | ast.Try | ast.AugAssign):
+            made |= stored
+    return made, changed, used
 
-    A call may change the object of its method (but no module), and a call of a function, on a line
-    of its own or of `fit`, its arguments.
+
+def loads(statement: ast.stmt) -> set[str]:
+    """What a statement looks up, but for the variables of its own functions and comprehensions."""
+    found, own = set(), set()
+    for node in ast.walk(statement):
+        match node:
+            case ast.Name(name, ast.Load()):
+                found.add(name)
+            case ast.comprehension(part) | ast.For(part) | (ast.FunctionDef() as part):
+                own |= {n.id for n in ast.walk(part) if _is_stored(n)}
+            case ast.arg(name):
+                own.add(name)
+    return found - own
+
+
+def stores(statement: ast.stmt) -> tuple[set[str], set[str]]:
+    """What a statement makes, and what else it may change.
+
+    A call on a line of its own may change the object of its method or its arguments, and `fit` the
+    network that it is given.
     """
-
-    def __init__(self, modules: set[str]) -> None:
-        self.modules = modules
-        self.used: set[str] = set()
-        self.made: set[str] = set()
-        self.changed: set[str] = set()
-
-    def read(self, statement: ast.stmt) -> None:
-        """Take one more statement in."""
-        if isinstance(statement, ast.For | ast.With):
-            for part in ast.iter_child_nodes(statement):
-                if isinstance(part, ast.stmt):
-                    self.read(part)
-                elif isinstance(part, ast.withitem):
-                    self.look_up(part.context_expr)
-                    self.look_up(part.optional_vars)
-                else:
-                    self.look_up(part)
-        else:
-            self.look_up(statement)
-        for node in outside_functions(statement):
-            if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
-                self.changed |= root(node)
-            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                self.changed |= changed(node.value) - self.modules
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                self.changed |= changed(node) if node.func.id == "fit" else set()
-
-    def look_up(self, node: ast.AST | None) -> None:
-        """The variables of the notebook in a piece of code: not those within its functions."""
-        if node is None:
-            return
-        stored = {
-            name.id
-            for name in ast.walk(node)
-            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
-        }
-        if isinstance(node, ast.expr) and stored and not _loads(node):  # of a loop: for x, y in …
-            self.made |= stored
-            return
-        top = symtable.symtable(ast.unparse(node), "cell", "exec")
-        symbols = top.get_symbols()
-        made = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
-        used = {s.get_name() for s in symbols if s.is_referenced()}
-        tables = top.get_children()
-        while tables:
-            table = tables.pop()
-            tables += table.get_children()
-            used |= {s.get_name() for s in table.get_symbols() if s.is_global()}
-        self.used |= used - self.made
-        if not isinstance(node, ast.If | ast.While | ast.Try | ast.AugAssign):
-            self.made |= made
-        self.changed |= made
+    made, changed = set(), set()
+    for node in at_top(statement):
+        match node:
+            case ast.Name(name, ast.Store()) | ast.FunctionDef(name) | ast.ClassDef(name):
+                made.add(name)
+            case ast.alias(name, other):
+                made.add((other or name).partition(".")[0])
+            case ast.Attribute(ctx=ast.Store()) | ast.Subscript(ctx=ast.Store()):
+                changed |= root(node)
+            case ast.Expr(ast.Call(ast.Attribute() as method)):
+                changed |= root(method) - MODULES
+            case ast.Expr(ast.Call(_, given)) | ast.Call(ast.Name("fit"), given):
+                changed |= {part.id for part in given if isinstance(part, ast.Name)}
+    return made, changed
 
 
-def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
-    """A statement's parts, but for the bodies of functions: what these change is their own."""
+def _is_stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def at_top(node: ast.AST) -> Iterator[ast.AST]:
+    """A statement's parts, but for the insides of functions and comprehensions: their own names."""
     yield node
-    if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+    if not isinstance(node, INSIDES):
         for part in ast.iter_child_nodes(node):
-            yield from outside_functions(part)
-
-
-def changed(call: ast.Call) -> set[str]:
-    """What a call may change."""
-    if isinstance(call.func, ast.Attribute):
-        return root(call.func)
-    return {argument.id for argument in call.args if isinstance(argument, ast.Name)}
-
-
-def _loads(node: ast.AST) -> bool:
-    return any(isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) for n in ast.walk(node))
+            yield from at_top(part)
 
 
 def root(node: ast.AST) -> set[str]:
@@ -203,4 +164,11 @@ def root(node: ast.AST) -> set[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(verdicts(sys.argv[1], *map(json.loads, sys.argv[2:]))))
+    chosen = None
+    if len(sys.argv) > 3:
+        import defects
+
+        (chosen,) = (d for d in defects.DEFECTS if d.name == sys.argv[3])
+        if chosen.where:
+            defects.plant(chosen)
+    print(json.dumps(verdicts(sys.argv[1], json.loads(sys.argv[2]), chosen)))

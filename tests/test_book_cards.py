@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ncsn_book import gallery
 from ncsn_core import pretrained
-from ncsn_core.book import gallery
 from ncsn_core.book.cards import card, results_card
 from ncsn_core.book.show import markdown_table
 

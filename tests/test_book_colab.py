@@ -1,45 +1,54 @@
 """Published notebooks: buttons, and the cell that installs the package."""
 
 import ast
+from types import SimpleNamespace
 
 import pytest
-import yaml
+from jupyter_book.config import get_final_config
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from test_book_site import REPOSITORY
 
-from ncsn_core.book import colab
+from ncsn_book import colab
 
 URL = "https://github.com/Somebody/score-book"
 WHEEL = "https://somebody.github.io/score-book/ncsn_core-0.1.0-py3-none-any.whl"
 
 
 @pytest.fixture
-def config():
-    return yaml.safe_load((REPOSITORY / "_config.yml").read_text())
+def options():
+    """The options of the theme that the buttons follow, as jupyter-book makes them."""
+    cli = {"latex_individualpages": False}
+    config, _ = get_final_config(user_yaml=REPOSITORY / "_config.yml", cli_config=cli)
+    return config["html_theme_options"]
 
 
-def test_without_an_address_there_are_no_buttons(config):
-    config["repository"]["url"] = ""
-    assert colab.address(config) == ""
-    assert colab.configure(config) == config
-    assert not config["html"]["use_issues_button"]
-    assert "colab_url" not in config["launch_buttons"]
+def configured(options):
+    config = SimpleNamespace(html_theme_options=options)
+    colab.configure(None, config)
+    return config.html_theme_options
 
 
-def test_with_an_address_every_button_leads_to_it(config):
-    config["repository"]["url"] = URL + "/"
-    assert colab.address(config) == URL
-    published = colab.configure(config)
-    assert published["repository"]["url"] == URL + "/"
-    assert published["repository"]["branch"] == colab.BRANCH
-    assert published["repository"]["path_to_book"] == "_sources"
-    assert published["html"]["use_issues_button"]
-    assert published["html"]["home_page_in_navbar"] == config["html"]["home_page_in_navbar"]
+def test_without_an_address_there_are_no_buttons(options):
+    options["repository_url"] = ""
+    assert configured(options) is options
+    assert not options["use_issues_button"]
+    assert not options["launch_buttons"]["colab_url"]
+
+
+def test_with_an_address_every_button_leads_to_it(options):
+    published = configured({**options, "repository_url": URL + "/"})
+    assert published["repository_url"] == URL + "/"
+    assert published["repository_branch"] == colab.BRANCH
+    assert published["path_to_docs"] == "_sources"
+    assert published["use_repository_button"]
+    assert published["use_issues_button"]
+    assert published["home_page_in_toc"] == options["home_page_in_toc"]
     assert published["launch_buttons"]["colab_url"] == "https://colab.research.google.com"
 
 
 def test_the_wheel_lies_beside_the_site():
     assert colab.wheel_address(URL, "0.1.0") == WHEEL
+    assert colab.wheel_address(URL + "/", "0.1.0") == WHEEL
 
 
 def test_a_published_notebook_installs_the_package_first_and_picks_the_device():

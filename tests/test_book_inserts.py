@@ -8,15 +8,15 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from ncsn_book import inserts
+from ncsn_book.inserts import BLOCKS, ROLES, Book
+from ncsn_book.plot import band_plot
 from ncsn_core import checkpoints, pretrained
-from ncsn_core.book import claims, inserts, scorecard
-from ncsn_core.book.inserts import Book, fill
+from ncsn_core.book import claims, scorecard
 from ncsn_core.book.ledger import Band, Claim, Measurement
-from ncsn_core.book.plot import band_plot
 from ncsn_core.book.tree import BookError
 from ncsn_core.provenance import PACKAGE
 
-PAGE = Path("book/page.md")
 CHAPTER = Path("notebooks/10_ncsn.ipynb")
 
 
@@ -75,13 +75,14 @@ def book(tmp_path):
 
 
 def test_a_measured_number_and_a_verdict_are_filled_in(book):
-    assert fill("It is {measured}`16`.", book, PAGE) == "It is −0.98 [−0.98, −0.98]."
-    assert fill("{measured}`24:annealing`", book, PAGE) == "3 [3, 3]"
-    assert fill("{measured}`28`", book, PAGE) == "not measured"
-    assert fill("See {claim}`16`.", book, PAGE) == "See {ref}`claim 16 (holds) <claim-16>`."
-    assert fill("{claim}`24`", book, PAGE) == "{ref}`claim 24 (fails) <claim-24>`"
-    counts = "{claims}`all` {claims}`holds` {claims}`fails` {claims}`not measured`"
-    assert fill(counts, book, PAGE) == "3 1 1 1"
+    assert ROLES["measured"]("16", book) == "−0.98 [−0.98, −0.98]"
+    assert ROLES["measured"]("24:annealing", book) == "3 [3, 3]"
+    assert ROLES["measured"]("28", book) == "not measured"
+    assert ROLES["claim"]("16", book) == "{ref}`claim 16 (holds) <claim-16>`"
+    assert ROLES["claim"]("24", book) == "{ref}`claim 24 (fails) <claim-24>`"
+    assert ROLES["claim"]("24:annealing", book) == "{ref}`claim 24 (holds) <claim-24>`"
+    counted = [ROLES["claims"](name, book) for name in ("all", "holds", "fails", "not measured")]
+    assert counted == ["3", "1", "1", "1"]
 
 
 @pytest.fixture
@@ -125,17 +126,17 @@ def promises(tmp_path, monkeypatch):
 
 
 def test_what_stress_has_measured_is_filled_in(book, promises):
-    assert fill("{promise}`kills of training:kills`", book, PAGE) == "20 SIGKILL, 19 SIGINT"
-    assert fill("{promise}`kills of training:checkpoints`", book, PAGE) == "1,203"
-    assert fill("{promise}`coverage:lines`", book, PAGE) == "95.1"
+    assert ROLES["promise"]("kills of training:kills", book) == "20 SIGKILL, 19 SIGINT"
+    assert ROLES["promise"]("kills of training:checkpoints", book) == "1,203"
+    assert ROLES["promise"]("coverage:lines", book) == "95.1"
     with pytest.raises(BookError, match="has measured no 'age' of 'coverage'"):
-        fill("{promise}`coverage:age`", book, PAGE)
+        ROLES["promise"]("coverage:age", book)
     with pytest.raises(BookError, match="has measured no 'patience'"):
-        fill("{promise}`patience:hours`", book, PAGE)
-    text = fill("<!-- ncsn: determinism -->", book, PAGE)
+        ROLES["promise"]("patience:hours", book)
+    text = BLOCKS["determinism"](book)
     assert "* - training, float32, eager\n  - equal\n  - equal\n  - equal" in text
     assert "* - sampling, bfloat16, eager\n  - equal\n  - –\n  - to 0.012" in text
-    text = fill("<!-- ncsn: planted -->", book, PAGE)
+    text = BLOCKS["planted"](book)
     assert "* - less\n  - {doc}" in text
     assert "10_ncsn>` `schedules.py`\n  - `x < 1`<br>`x <= 1`\n  - 16, 24 annealing" in text
     assert "10_ncsn>`\n  - `y = x`" in text
@@ -143,7 +144,7 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
 
 def test_false_alarms_have_the_interval_of_their_rate(book, promises):
     """Clopper & Pearson: for 1 of 40, 0.06 % to 13.16 %."""
-    text = fill("<!-- ncsn: alarms -->", book, PAGE)
+    text = BLOCKS["alarms"](book)
     assert "* - 4\n  - 02_score_matching\n  - 0 of 3\n  - 0.0 to 70.8 %\n  - –\n" in text
     row = text.split("* - ")[-1].splitlines()
     assert row[0] == "16"
@@ -151,17 +152,17 @@ def test_false_alarms_have_the_interval_of_their_rate(book, promises):
 
 
 def test_surviving_mutants_stand_with_their_change_and_our_judgement(book, promises):
-    text = fill("<!-- ncsn: survivors -->", book, PAGE)
+    text = BLOCKS["survivors"](book)
     change = "`if a < b:`<br>`if a <= b:`"
     assert f"* - `schedules.py`\n  - {change}\n  - equivalent\n" in text
 
 
 def test_outputs_that_are_not_compared_are_counted(book):
     (cell,) = (c for c in book.notebooks[CHAPTER].cells if c.cell_type == "code")
-    assert "0 of 1 outputs are not compared (0%)" in fill("<!-- ncsn: ignored -->", book, PAGE)
-    assert "0 of 0 outputs" in fill("<!-- ncsn: ignored -->", Book(book.table, {}), PAGE)
+    assert "0 of 1 outputs are not compared (0%)" in BLOCKS["ignored"](book)
+    assert "0 of 0 outputs" in BLOCKS["ignored"](Book(book.table, {}))
     cell.metadata["tags"] = ["nbval-ignore-output"]
-    text = fill("<!-- ncsn: ignored -->", book, PAGE)
+    text = BLOCKS["ignored"](book)
     assert "1 of 1 outputs are not compared (100%)" in text
     assert "chapter\N{NO-BREAK SPACE}10 </notebooks/10_ncsn>`\n  - 1\n  - 1" in text
 
@@ -169,33 +170,26 @@ def test_outputs_that_are_not_compared_are_counted(book):
 def test_records_of_runs_are_compared_with_nothing(book):
     (notebook,) = book.notebooks.values()
     runs = Book(book.table, {**book.notebooks, Path("notebooks/training/runs/a.ipynb"): notebook})
-    assert "0 of 1 outputs are not compared" in fill("<!-- ncsn: ignored -->", runs, PAGE)
-
-
-def test_other_roles_are_left_alone(book):
-    text = "{numref}`fig-a`, {cite:t}`song2019` and {eq}`eq-score` <!-- a comment -->"
-    assert fill(text, book, PAGE) == text
+    assert "0 of 1 outputs are not compared" in BLOCKS["ignored"](runs)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("role", "text", "message"),
     [
-        ("{measured}`17`", "holds no claim 17"),
-        ("{claim}`x`", "holds no claim x"),
-        ("{measured}`16:tail`", "claim 16 has no part 'tail'"),
-        ("{measured}`24`", "measured in parts: name one of annealing, conditioning"),
-        ("{claims}`perhaps`", "none are 'perhaps'"),
-        ("<!-- ncsn: cards -->", "no block is called 'cards'"),
+        ("measured", "17", "holds no claim 17"),
+        ("claim", "x", "holds no claim x"),
+        ("measured", "16:tail", "claim 16 has no part 'tail'"),
+        ("measured", "24", "measured in parts: name one of annealing, conditioning"),
+        ("claims", "perhaps", "none are 'perhaps'"),
     ],
 )
-def test_what_does_not_exist_is_named_with_its_page(book, text, message):
-    with pytest.raises(BookError, match=message) as error:
-        fill(text, book, PAGE)
-    assert str(PAGE) in str(error.value)
+def test_what_does_not_exist_is_named(book, role, text, message):
+    with pytest.raises(BookError, match=message):
+        ROLES[role](text, book)
 
 
 def test_the_scorecard_has_every_number_and_links_to_its_cell(book):
-    text = fill("<!-- ncsn: scorecard -->", book, PAGE)
+    text = BLOCKS["scorecard"](book)
     for number in LEDGER:
         assert f"(claim-{number})=\n### {number}. Title {number}" in text
     assert 'href="../notebooks/10_ncsn.html#measured-24-annealing"' in text
@@ -212,7 +206,7 @@ def test_a_claim_without_note_and_outside_of_the_book_has_neither_note_nor_link(
         for row in book.table
         if row.claim.id == 16
     ]
-    text = fill("<!-- ncsn: scorecard -->", Book(rows, book.notebooks), PAGE)
+    text = BLOCKS["scorecard"](Book(rows, book.notebooks))
     assert "Measured in 99_x: a setting." in text
     assert "  - −0.98 [−0.98, −0.98] (a run) \n" in text
     assert "<a href" not in text
@@ -220,7 +214,7 @@ def test_a_claim_without_note_and_outside_of_the_book_has_neither_note_nor_link(
 
 
 def test_the_overview_has_one_line_a_claim(book):
-    text = fill("<!-- ncsn: overview -->", book, PAGE)
+    text = BLOCKS["overview"](book)
     assert text.count("* - ") == 1 + len(LEDGER)
     assert "{ref}`Title 16 <claim-16>`" in text
     assert "{doc}`chapter\N{NO-BREAK SPACE}10 </notebooks/10_ncsn>`" in text
@@ -233,7 +227,7 @@ def test_exercises_are_named_and_linked(book):
         ":name: exercise-10_ncsn-1",
         ":class: tip",
     ]
-    index = fill("<!-- ncsn: exercises -->", book, PAGE)
+    index = BLOCKS["exercises"](book)
     assert "1. {ref}`how many $x$? <exercise-10_ncsn-1>`" in index
 
 
@@ -243,22 +237,22 @@ def test_a_notebook_without_exercises_is_left_out_of_their_list(book):
         Path("notebooks/bare.ipynb"): new_notebook(cells=[new_markdown_cell("No heading.")]),
     }
     longer = Book(book.table, {**plain, **book.notebooks})
-    index = fill("<!-- ncsn: exercises -->", longer, PAGE)
-    assert index == fill("<!-- ncsn: exercises -->", book, PAGE)
-    text = fill("<!-- ncsn: execution -->", longer, PAGE)
-    assert "* - {doc}`Begin: x </notebooks/intro>`\n  - –\n  - –\n  - –" in text
-    assert "* - {doc}`untitled </notebooks/bare>`" in text
+    index = BLOCKS["exercises"](longer)
+    assert index == BLOCKS["exercises"](book)
+    text = BLOCKS["execution"](longer)
+    assert "* - {doc}`/notebooks/intro`\n  - –\n  - –\n  - –" in text
+    assert "* - {doc}`/notebooks/bare`" in text
 
 
 def test_the_last_execution_of_each_notebook_is_listed(book):
-    text = fill("<!-- ncsn: execution -->", book, PAGE)
+    text = BLOCKS["execution"](book)
     row = text.split("* - ")[-1].splitlines()
     cells = ["3 s", "cpu, 1 thread", "–", "abc"]
     assert [line.removeprefix("  - ") for line in row[2:6]] == cells
 
 
 def test_every_record_that_ships_is_listed(book):
-    text = fill("<!-- ncsn: records -->", book, PAGE)
+    text = BLOCKS["records"](book)
     assert text.count("* - ") == 1 + len(list(PACKAGE.glob("*/**/manifest.json")))
     assert "* - `models/mnist`\n" in text
     assert "* - `models/mnist/bundles/epsilon_2e-5`\n" in text

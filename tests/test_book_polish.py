@@ -1,6 +1,8 @@
 """Corrections to what Sphinx and its theme have written."""
 
-from ncsn_core.book.polish import polish
+from types import SimpleNamespace
+
+from ncsn_book.polish import correct, polish
 
 PAGE = """<head>
   <script defer src="../_static/scripts/fontawesome.js?digest=55c"></script>
@@ -34,3 +36,12 @@ def test_a_corrected_page_is_left_alone(tmp_path):
     before = path.read_text(), path.stat().st_mtime_ns
     polish(tmp_path)
     assert (path.read_text(), path.stat().st_mtime_ns) == before
+
+
+def test_a_site_that_was_built_is_corrected_and_nothing_else(tmp_path):
+    (tmp_path / "page.html").write_text(PAGE)
+    for format_, error in (("latex", None), ("html", ValueError())):
+        correct(SimpleNamespace(builder=SimpleNamespace(format=format_), outdir=tmp_path), error)
+        assert (tmp_path / "page.html").read_text() == PAGE
+    correct(SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path), None)
+    assert "fontawesome.js" not in (tmp_path / "page.html").read_text()

@@ -1,7 +1,6 @@
-"""The site: collecting its sources, rendering them, and the commands around it."""
+"""The site: what its pages show, rendering them, and the commands around it."""
 
 import http.server
-import os
 import re
 import shutil
 import socket
@@ -13,9 +12,11 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from ncsn_core.book import cache, runner, site
+from ncsn_book import pages
+from ncsn_book.inserts import BLOCKS
+from ncsn_core.book import cache, claims, runner, site
 from ncsn_core.book.cli import book
-from ncsn_core.book.ledger import load_ledger
+from ncsn_core.book.ledger import find_ledger, load_ledger
 from ncsn_core.book.tree import BookError
 from ncsn_core.files import exclusive
 
@@ -38,8 +39,9 @@ FIGURE = {
 
 def verdict(value):
     """Return the output of `claims.check(16, value)`."""
-    data = {"text/plain": "Claim 16 ...", "text/markdown": "**Claim 16** ..."}
     record = {"claim": 16, "part": "", "value": value, "spread": [value, value]}
+    found = claims.from_metadata(record, load_ledger())
+    data = {"text/plain": str(found), "text/markdown": found.markdown()}
     return new_output("display_data", data, metadata={"ncsn": record})
 
 
@@ -50,7 +52,12 @@ def chapter(value=-0.98, title="Ten"):
     cells = [
         new_markdown_cell(f"# {title}\n\nSee {{numref}}`fig-pixel` and {{eq}}`eq-score`."),
         new_code_cell("plt.show()", outputs=[pixel], metadata=FIGURE, execution_count=1),
-        new_code_cell("claims.check(16, x)", outputs=[noise, verdict(value)], execution_count=2),
+        new_code_cell(
+            "claims.check(16, x)",
+            outputs=[noise, verdict(value)],
+            metadata={"tags": ["nbval-ignore-output"]},
+            execution_count=2,
+        ),
     ]
     record = {
         "commit": "abc",
@@ -86,6 +93,22 @@ $$ (eq-score)
 ```{bibliography}
 ```
 """
+BLOCK = "```{{ncsn-block}} {}\n```\n"
+NUMBERS = """# Numbers
+
+The exponent is {measured}`16`, see
+{claim}`16`: {claims}`holds` of {claims}`all`, and {promise}`coverage:lines` % of the lines.
+
+""" + "\n".join(BLOCK.format(name) for name in BLOCKS if name != "scorecard")
+NUMBERS += "\n## The claims\n\n" + BLOCK.format("scorecard")
+WRONG = """# Numbers
+
+There are no {measured}`9999` and
+no {claim}`9998`,
+no {measured}`16:tail` and no {claims}`perhaps`, no
+{promise}`coverage:age`.
+
+""" + BLOCK.format("cards")
 REFERENCES = """@article{song2019, author={Song, Yang and Ermon, Stefano}, title={Gradients},
 journal={NeurIPS}, year={2019}}
 """
@@ -95,9 +118,11 @@ def make_book(root):
     """Write a small book with the configuration and style of the real one."""
     shutil.copy(REPOSITORY / "_config.yml", root)
     shutil.copytree(REPOSITORY / "book" / "_static", root / "book" / "_static")
+    (root / "book" / "_ext").symlink_to(REPOSITORY / "book" / "_ext")
     (root / "book" / "intro.md").write_text(INTRO)
     (root / "book" / "references.bib").write_text(REFERENCES)
-    write_toc(root, FIRST.with_suffix(""), SECOND.with_suffix(""))
+    (root / "book" / "numbers.md").write_text(NUMBERS)
+    write_toc(root, FIRST.with_suffix(""), SECOND.with_suffix(""), "book/numbers")
     write(root / FIRST, chapter())
     write(root / SECOND, new_notebook(cells=[new_markdown_cell("# Second")]))
     return root
@@ -109,61 +134,70 @@ def root(tmp_path, monkeypatch):
     return make_book(tmp_path)
 
 
-# --- collecting the sources ---------------------------------------------------------------------
+# --- what a page shows --------------------------------------------------------------------------
 
 
-def test_staging_copies_what_changed_and_removes_what_is_gone(root):
-    assert site.stage(root) == []
-    source = root / "_build" / "source"
-    intro, first, second = source / "book" / "intro.md", source / FIRST, source / SECOND
-    for path in (intro, first, second):
-        os.utime(path, (1, 1))
-    (root / "book" / "intro.md").write_text("# Another beginning")
-    write_toc(root, FIRST.with_suffix(""))
-    assert site.stage(root) == [SECOND]
-    assert intro.read_text() == "# Another beginning"
-    assert intro.stat().st_mtime != 1
-    assert first.stat().st_mtime == 1
-    assert not second.exists()
+class App:
+    """What the functions of the extension ask of Sphinx."""
+
+    def __init__(self, root, executed=False):
+        self.srcdir, self.outdir = root, root / "_build" / "html"
+        self.config = SimpleNamespace(ncsn_executed=executed)
 
 
-def test_staging_takes_stored_or_executed_outputs(root):
-    write(cache.executed_path(root, FIRST), chapter(value=-1.05))
-    write(cache.executed_path(root, SECOND), nbformat.read(root / SECOND, as_version=4))
-    staged = root / "_build" / "source" / FIRST
-    site.stage(root)
-    assert "σ is −0.98 [" in staged.read_text()
-    site.stage(root, executed=True)
-    assert "σ is −1.05 [" in staged.read_text()
+def execute(root, notebook, executed):
+    """Store an executed copy as a run of the notebook would."""
+    source = nbformat.read(root / notebook, as_version=4)
+    made_from = cache.key(root, notebook, source, {})
+    cache.store(root, notebook, executed, made_from, {}, 1.0)
+    return cache.executed_path(root, notebook)
 
 
-def test_staging_fills_in_measured_numbers(root):
-    (root / "book" / "intro.md").write_text("# Book\n\nIt is {measured}`16`.\n")
-    site.stage(root)
-    staged = (root / "_build" / "source" / "book" / "intro.md").read_text()
-    assert staged == "# Book\n\nIt is −0.98 [−0.98, −0.98].\n"
+def test_a_chapter_shows_its_stored_outputs_or_the_executed_ones_that_are_asked_for(root):
+    copies = {page: execute(root, page, nbformat.read(root / page, 4)) for page in (FIRST, SECOND)}
+    assert pages.shown(App(root)) == {page: root / page for page in copies}
+    assert pages.shown(App(root, executed=True)) == copies
 
 
-def test_notebooks_are_stamped_where_the_repository_is_named(root):
-    staged = root / "_build" / "source"
-    site.stage(root)
-    assert "ncsn-core @" not in (staged / FIRST).read_text()
-    config = (root / "_config.yml").read_text()
-    address = "https://github.com/somebody/book"
-    (root / "_config.yml").write_text(config.replace('  url: ""', f"  url: {address}"))
-    site.stage(root)
-    assert "ncsn-core @ https://somebody.github.io/book/ncsn_core-" in (staged / FIRST).read_text()
-    assert "colab.research.google.com" in (staged / "_config.yml").read_text()
+def test_a_chapter_that_was_not_executed_since_it_changed_is_named(root, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(
+        pages.logger,
+        "warning",
+        lambda text, *args, location: warnings.append(f"{location}: {text % args}"),
+    )
+    execute(root, FIRST, chapter())
+    write(root / FIRST, chapter(title="Eleven"))
+    assert pages.shown(App(root, executed=True))[FIRST] == root / FIRST
+    command = "run `ncsn book execute"
+    assert warnings == [
+        f"notebooks/10_ncsn: has not been executed (changed: notebook): {command} 10_ncsn`",
+        f"notebooks/20_second: has not been executed (no executed copy yet): {command} 20_second`",
+    ]
 
 
-def test_a_chapter_that_was_not_executed_is_named(root):
-    with pytest.raises(BookError, match="run `ncsn book execute 10_ncsn`"):
-        site.stage(root, executed=True)
+def test_a_page_of_numbers_depends_on_chapters_ledger_records_and_copies_that_may_come(root):
+    stored = pages.ingredients(App(root))
+    assert {str(root / FIRST), str(root / SECOND), str(find_ledger())} < stored
+    assert any(path.endswith("promises/manifest.json") for path in stored)
+    copies = {str(cache.executed_path(root, page)) for page in (FIRST, SECOND)}
+    assert pages.ingredients(App(root, executed=True)) == stored | copies
+
+
+def test_a_removed_page_does_not_linger_and_every_page_is_made_anew(root):
+    app, env = App(root), SimpleNamespace(found_docs={"book/intro", "book/numbers"})
+    old = app.outdir / "book" / "old.html"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert pages.outdated(app, env, set(), set(), {"book/old"}) == env.found_docs
+    assert not old.exists()
+    assert pages.outdated(app, env, {"book/intro"}, set(), set()) == {"book/numbers"}
+    assert pages.outdated(app, env, set(), {"book/intro"}, set()) == set()
 
 
 def test_a_page_shows_the_measured_value_and_how_it_was_made():
     original = chapter()
-    published = site.publish(original, load_ledger())
+    published = pages.publish(original, load_ledger(), FIRST)
     html = published.cells[2].outputs[1].data["text/html"]
     assert '<p id="measured-16" class="ncsn-claim holds"><strong>Claim 16 holds:</strong>' in html
     assert "; accepted: within [−1.1, −0.9]; paper: −1.</p>" in html
@@ -180,7 +214,8 @@ def test_a_page_names_no_number_of_the_paper_where_the_paper_has_none():
     output = verdict(0.05)
     output.metadata["ncsn"]["claim"] = 18
     notebook = new_notebook(cells=[new_code_cell("claims.check(18, x)", outputs=[output])])
-    html = site.publish(notebook, load_ledger()).cells[0].outputs[0].data["text/html"]
+    published = pages.publish(notebook, load_ledger(), FIRST)
+    html = published.cells[0].outputs[0].data["text/html"]
     assert "Claim 18 holds:" in html
     assert " is 0.05 [0.05, 0.05] (" in html
     assert html.endswith("accepted: at most 0.2.</p>")
@@ -188,7 +223,7 @@ def test_a_page_names_no_number_of_the_paper_where_the_paper_has_none():
 
 def test_a_page_without_record_has_no_last_line():
     notebook = new_notebook(cells=[new_markdown_cell("# Title")])
-    assert len(site.publish(notebook, {}).cells) == 1
+    assert len(pages.publish(notebook, {}, FIRST).cells) == 1
 
 
 # --- rendering, with the book's own configuration -----------------------------------------------
@@ -201,10 +236,14 @@ def rendered(tmp_path_factory):
     notebook = chapter()
     notebook.cells.append(new_markdown_cell("A link to {ref}`nowhere`."))
     write(root / FIRST, notebook)
+    (root / "book" / "numbers.md").write_text(WRONG)
     with pytest.raises(BookError) as error:
         site.build(root, strict=True)
     times = rendering_times(root)
+    with pytest.raises(BookError, match="holds no claim 9998"):
+        site.build(root)  # nothing has changed, and it is still wrong
     write(root / FIRST, chapter())
+    (root / "book" / "numbers.md").write_text(NUMBERS)
     assert site.build(root) == root / "_build" / "html" / "index.html"
     return root, str(error.value), times
 
@@ -215,17 +254,43 @@ def rendering_times(root):
 
 
 @pytest.mark.slow
-def test_a_strict_build_fails_on_a_warning_and_names_the_page(rendered):
+def test_a_strict_build_fails_on_a_warning_or_an_error_and_names_page_and_line(rendered):
     _, message, _ = rendered
-    assert "notebooks/10_ncsn.ipynb" in message
+    lines = message.splitlines()[1:]
+    assert "notebooks/10_ncsn.ipynb" in lines.pop()
     assert "undefined label: 'nowhere'" in message
-    assert len(message.splitlines()) == 2
+    assert [line.split(": ERROR: ")[0].strip() for line in lines] == [
+        f"book/numbers.md:{number}" for number in (3, 4, 5, 5, 6, 8)
+    ]
+    for what, line in zip(
+        (
+            "holds no claim 9999",
+            "holds no claim 9998",
+            "claim 16 has no part 'tail'",
+            "none are 'perhaps'",
+            "has measured no 'age' of 'coverage'",
+            "no block is called 'cards': overview, ",
+        ),
+        lines,
+        strict=True,
+    ):
+        assert what in line
 
 
 @pytest.mark.slow
-def test_the_repaired_book_has_no_warning(rendered):
+def test_the_repaired_book_has_no_warning_and_no_role_that_is_not_filled(rendered):
     root, _, _ = rendered
-    assert "WARNING" not in (root / "_build" / "site.log").read_text()
+    log = (root / "_build" / "site.log").read_text()
+    assert "WARNING" not in log
+    assert str(root) not in log.split("updating environment")[1].split("Finished")[0]
+    page = (root / "_build/html/book/numbers.html").read_text()
+    assert "The exponent is −0.98 [−0.98, −0.98], see\n<a" in page
+    assert re.search(r'href="#claim-16"><span class="std std-ref">claim 16 \(holds\)</span>', page)
+    assert f">: 1 of {len(load_ledger())}, and 9" in page.replace("</a>", ">").replace("<p>", "")
+    assert page.count("<table") == 8 + len(load_ledger())
+    assert 'href="../notebooks/10_ncsn.html#measured-16"' in page
+    for unfilled in ("{measured}", "{claim}", "{claims}", "{promise}", "ncsn-block", "problematic"):
+        assert unfilled not in page
 
 
 @pytest.mark.slow
@@ -236,22 +301,35 @@ def test_only_a_changed_page_is_rendered_again(rendered):
     assert after["10_ncsn.html"] != before["10_ncsn.html"]
 
 
-def test_a_removed_page_does_not_linger(root, monkeypatch):
+@pytest.mark.slow
+def test_executed_outputs_reach_every_page_and_a_public_site_offers_stamped_notebooks(tmp_path):
+    root = make_book(tmp_path)
+    site.build(root, executed=True)  # as nothing has been executed, what is stored is shown
+    warning = "notebooks/10_ncsn.ipynb: WARNING: has not been executed (no executed copy yet)"
+    assert warning in (root / "_build" / "site.log").read_text()
     html = root / "_build" / "html"
+    offered = html / "_sources" / FIRST
+    assert "σ is −0.98 [" in (html / FIRST.with_suffix(".html")).read_text()
+    assert nbformat.read(offered, 4) == nbformat.read(root / FIRST, 4)
+    assert "colab.research.google.com" not in (html / FIRST.with_suffix(".html")).read_text()
 
-    def render(command, **options):
-        for page in (root / "_build" / "source").rglob("*.ipynb"):
-            rendered = html / page.relative_to(root / "_build" / "source").with_suffix(".html")
-            rendered.parent.mkdir(parents=True, exist_ok=True)
-            rendered.touch()
-        (html / "index.html").touch()
-        return SimpleNamespace(returncode=0, stdout="")
+    execute(root, FIRST, chapter(value=-1.05))
+    execute(root, SECOND, nbformat.read(root / SECOND, as_version=4))
+    site.build(root, executed=True)
+    page = (html / FIRST.with_suffix(".html")).read_text()
+    assert "σ is −1.05 [" in page
+    assert "−1.05 [" in (html / "book" / "numbers.html").read_text()
 
-    monkeypatch.setattr(site.subprocess, "run", render)
+    config = (root / "_config.yml").read_text()
+    address = "https://github.com/somebody/book"
+    (root / "_config.yml").write_text(config.replace('  url: ""', f"  url: {address}"))
     site.build(root)
-    write_toc(root, FIRST.with_suffix(""))
-    site.build(root)
-    assert [page.name for page in (html / "notebooks").iterdir()] == ["10_ncsn.html"]
+    page = (html / FIRST.with_suffix(".html")).read_text()
+    assert "σ is −0.98 [" in page
+    assert "−0.98 [" in (html / "book" / "numbers.html").read_text()
+    assert "colab.research.google.com/github/somebody/book/blob/gh-pages/_sources" in page
+    assert "ncsn-core @" not in page
+    assert "ncsn-core @ https://somebody.github.io/book/ncsn_core-" in offered.read_text()
 
 
 @pytest.mark.slow
@@ -482,3 +560,11 @@ def test_the_gallery_is_drawn_from_the_shipped_results(root):
     for line in lines:
         path = root / line.split(":")[0]
         assert path.stat().st_size > 1000
+
+
+def test_a_command_that_needs_the_extension_says_where_it_looks(root):
+    (root / "book" / "_ext").unlink()
+    result = invoke("gallery", "mnist")
+    assert result.exit_code == 1
+    assert "_ext" in result.stderr
+    assert "inside a clone" in result.stderr

@@ -8,13 +8,13 @@ from functools import partial
 from itertools import islice
 
 import pytest
+import speed
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncsn_core import _checks, samplers
 from ncsn_core._checks import later, look, require
-from ncsn_core.book import bench
 from ncsn_core.data import batches
 from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
 from ncsn_core.randomness import generator_for
@@ -267,13 +267,13 @@ def test_samples_do_not_depend_on_when_they_are_checked(monkeypatch):
 )
 def test_a_training_step_waits_for_nothing(change, waits, tiny_config):
     config = tiny_config(image_size=8, **change)
-    run = bench.new_run(config, bench.Path(False, "bf16-mixed"), CPU)
+    run = speed.new_run(config, speed.Way(False, "bf16-mixed"), CPU)
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
     stream = batches(images, config.batch_size, seed=0, flip=config.flip)
 
     def steps():
         for _ in range(2):
-            bench.advance(run, stream)
+            speed.advance(run, stream)
 
     assert waits(steps) == 0
     assert waits(lambda: run.log()) > 0
@@ -298,7 +298,7 @@ def test_what_a_training_step_has_not_waited_for_is_noticed_at_the_next_log(
     like_a_gpu, tiny_config
 ):
     config = tiny_config(image_size=8, objective="sliced")
-    run = bench.new_run(config, bench.Path(False, "32-true"), CPU)
-    bench.advance(run, iter([(0, torch.full((4, 1, 8, 8), math.nan), generator_for(0))]))
+    run = speed.new_run(config, speed.Way(False, "32-true"), CPU)
+    speed.advance(run, iter([(0, torch.full((4, 1, 8, 8), math.nan), generator_for(0))]))
     with pytest.raises(ValueError, match="sample 0 of the batch holds NaN"):
         run.log()

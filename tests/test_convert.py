@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
+from plain import CondRefineNetDilated
 from torch import nn
 from weights import randomized, relative_error
 
 from ncsn_core import checkpoints, pretrained
-from ncsn_core.book.plain import CondRefineNetDilated
 from ncsn_core.convert import convert, from_authors, read_state
 from ncsn_core.errors import CorruptFileError, NCSNError
 

@@ -19,12 +19,12 @@ from collections import Counter
 from pathlib import Path
 
 import lives
+import plain
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
 from ncsn_core import checkpoints, config, networks, pretrained
-from ncsn_core.book import plain
 from ncsn_core.config import load_config
 from ncsn_core.convert import convert
 from ncsn_core.data.idx import read_idx

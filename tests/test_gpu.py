@@ -8,6 +8,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import gpu
+import graphs
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -16,10 +18,6 @@ from ncsn_core import checkpoints, pretrained, training
 from ncsn_core.errors import CorruptFileError
 from ncsn_core.networks import NoiseConditionalScore, RefineNet, build_network
 from ncsn_core.randomness import generator_for
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import gpu
-import graphs
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +74,7 @@ def rehearsal(tmp_path_factory):
     modules, names = absent()
     assert {"papermill", "nbformat", "matplotlib", "click", "torch_fidelity", "psutil"} <= modules
     command = [sys.executable, "-c", WITHOUT, f"{' '.join(modules)}:{' '.join(names)}", "out"]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
+    path = os.pathsep.join(str(ROOT / name) for name in (".", "benchmarks", "tools"))
     done = subprocess.run(
         [*command, "--work=work", "--device=cpu", "--smoke", "--minutes=10", "--commit=abc123"],
         cwd=folder,
@@ -339,9 +337,9 @@ def test_the_benchmark_is_made_once_and_without_what_fails(session, monkeypatch)
         return {"plain": lambda: torch.ones(9, 9) @ torch.ones(9, 9), "bad": lambda: 1 / 0}
 
     for name in ("training_calls", "sampling_calls"):
-        monkeypatch.setattr(gpu.bench, name, calls)
-    monkeypatch.setattr(gpu.bench, "agreement", lambda *a: {"first": 0.0})
-    monkeypatch.setattr(gpu.bench, "measure_ceilings", lambda *a, **b: {"convolution float32": 1.0})
+        monkeypatch.setattr(gpu.speed, name, calls)
+    monkeypatch.setattr(gpu.speed, "agreement", lambda *a: {"first": 0.0})
+    monkeypatch.setattr(gpu.speed, "measure_ceilings", lambda *a, **b: {"convolution float32": 1.0})
     monkeypatch.setattr(graphs, "graphed", like_a_graph)
     session.note("bench", error=None)
     gpu.benchmark(session)
@@ -349,7 +347,7 @@ def test_the_benchmark_is_made_once_and_without_what_fails(session, monkeypatch)
     assert [row["path"] for row in found["training"]] == ["plain", "graph float32"]
     assert [row["path"] for row in found["sampling"]] == ["plain"]
     assert sum("bad: ZeroDivisionError" in line for line in session.summary["log"]) == 2
-    monkeypatch.setattr(gpu.bench, "measure_ceilings", lambda *a, **b: pytest.fail("again"))
+    monkeypatch.setattr(gpu.speed, "measure_ceilings", lambda *a, **b: pytest.fail("again"))
     gpu.benchmark(session)
 
 

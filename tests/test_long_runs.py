@@ -2,17 +2,14 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import figure1
+import long_runs
 import pytest
 import torch
 
 from ncsn_core import pretrained
 from ncsn_core.networks import build_network
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import figure1
-import long_runs
 
 pytestmark = pytest.mark.usefixtures("few_images")
 

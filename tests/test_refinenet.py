@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from plain import CondRefineNetDilated
 from torch import nn
 from weights import randomized, relative_error
 
-from ncsn_core.book.plain import CondRefineNetDilated
 from ncsn_core.convert import from_authors
 from ncsn_core.devices import can_compile
 from ncsn_core.networks import RefineNet, count_parameters

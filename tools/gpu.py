@@ -1,6 +1,7 @@
 """What a rented GPU does for the book in one go, within a number of minutes.
 
-    PYTHONPATH=. python tools/gpu.py OUT --minutes 8 --commit "$(git rev-parse --short=12 HEAD)"
+    export PYTHONPATH=.:benchmarks
+    python tools/gpu.py OUT --minutes 8 --commit "$(git rev-parse --short=12 HEAD)"
 
 from the root of a copy of this tree: nothing has to be installed or downloaded.  Its stages are
 
@@ -19,8 +20,8 @@ OUT gets four files as they come, none above 16 MiB: `summary.json`, and records
 runs themselves are in `--work`, where the same command goes on exactly.  On another machine it goes
 on from the weights alone:
 
-    PYTHONPATH=. python tools/gpu.py OUT --unpack RECORDS
-    PYTHONPATH=. python tools/gpu.py OUT2 --minutes 8 --start-from RECORDS
+    python tools/gpu.py OUT --unpack RECORDS
+    python tools/gpu.py OUT2 --minutes 8 --start-from RECORDS
 
 RECORDS holds a folder for each run, as `ncsn export --half` writes it.
 """
@@ -32,7 +33,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,13 +40,13 @@ from typing import Any
 
 import graphs
 import long_runs
+import speed
 import torch
 from graphs import first_line
 from safetensors import safe_open
 from safetensors.torch import save as dump_safetensors
 
 from ncsn_core import checkpoints, generation, pretrained, provenance, training
-from ncsn_core.book import bench
 from ncsn_core.checkpoints import MANIFEST, Record
 from ncsn_core.config import TrainingConfig, load_config
 from ncsn_core.data import batches, load_images, to_bytes
@@ -181,47 +181,42 @@ def trained(session: Session, name: str, config: TrainingConfig, seconds: float 
 
 
 def benchmark(session: Session) -> None:
-    """Rows like those of `ncsn book bench`, and one of the captured step."""
+    """Rows like those of `benchmarks/speed.py`, and one of the captured step."""
     if "agreement" in session.summary["stages"]["bench"]:
         return  # a session before this one has measured it
     device, low, smoke = session.device, session.precision, session.smoke
-    cases = [(bench.Case(64, 1, 28, 128), 1000), (bench.Case(16, 1, 28, 64), 64)]
+    cases = [(speed.Case(64, 1, 28, 128), 1000), (speed.Case(16, 1, 28, 64), 64)]
     if smoke:
-        cases = [(bench.Case(2, 1, 14, 2), 2)]
-    paths = [bench.Path(False, "32-true"), bench.Path(False, low)]
+        cases = [(speed.Case(2, 1, 14, 2), 2)]
+    ways = [speed.Way(False, "32-true"), speed.Way(False, low)]
     if not (smoke or session.plain) and can_compile(device):
-        paths.append(bench.Path(True, low))
-    named = {bench.name(path): path for path in paths}
-    ceilings = bench.measure_ceilings(device, smoke=smoke)
+        ways.append(speed.Way(True, low))
+    ceilings = speed.measure_ceilings(device, smoke=smoke)
     found: dict[str, Any] = {"ceilings": ceilings, "training": [], "sampling": []}
 
-    def compare(section: str, case: bench.Case, calls: dict[str, Callable[[], Any]]) -> None:
+    def compare(section: str, case: speed.Case, calls: speed.Calls) -> None:
         for name, call in list(calls.items()):
             try:
                 call()
             except Exception as error:
                 session.say(f"{name}: {first_line(error)}")
                 del calls[name]
-        for row in bench.compare(calls, case, 1 if smoke else 10, device):
-            row["per_second"] *= bench.LEVELS if section == "sampling" else 1
-            session.say(f"{section}: {bench.line(row)}")
-            found[section].append(row | bench._speed(row, ceilings))
+        rounds = 1 if smoke else 10
+        found[section] += speed.compare(calls, case, rounds, device, ceilings, section)
         session.note("bench", **found)
 
     for case, chains in cases:
         forget_compiled(device)
-        calls = bench.training_calls(case, named, device)
-        run = bench.new_run(bench.config_of(case), paths[-1], device)
+        calls = speed.training_calls(case, ways, device)
+        run = speed.new_run(speed.config_of(case), ways[-1], device)
         if not session.plain and graphs.speed_up(run, session.say) == "graph":
             images = torch.randint(256, (1024, 1, case.image_size, case.image_size), device=device)
             stream = batches(images.byte(), case.batch, seed=0)
-            calls["graph " + bench.name(paths[-1]).split()[-1]] = partial(
-                bench.advance, run, stream
-            )
+            calls["graph " + speed.name(ways[-1]).split()[-1]] = partial(speed.advance, run, stream)
         compare("training", case, calls)
-        case = replace(case, batch=chains)
-        compare("sampling", case, bench.sampling_calls(case, named, device))
-    session.note("bench", agreement=bench.agreement(paths[1], 2 if smoke else 100, device))
+        case = case._replace(batch=chains)
+        compare("sampling", case, speed.sampling_calls(case, ways, device))
+    session.note("bench", agreement=speed.agreement(ways[1], 2 if smoke else 100, device))
 
 
 def paper(session: Session) -> None:

@@ -34,9 +34,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-import chapters  # noqa: E402  (of the tests)
+LARGE = ("models", "results", "data/mnist")
 
 TESTS = {
     "objectives": "test_objectives test_score_matching test_museum_of_bugs",
@@ -117,11 +115,22 @@ def path_of(root: Path, module: str) -> Path:
     return root / "ncsn_core" / f"{module}.py"
 
 
+def copy_package(folder: Path) -> None:
+    """Put a copy of the package into a folder, with the large files linked."""
+    package = folder / "ncsn_core"
+    names = {Path(name).name for name in LARGE}
+    ignored = shutil.ignore_patterns("__pycache__", *names)
+    shutil.copytree(ROOT / "ncsn_core", package, ignore=ignored)
+    for name in LARGE:
+        (package / name).symlink_to(ROOT / "ncsn_core" / name)
+    shutil.copy(ROOT / "book" / "claims.yml", package / "book" / "claims.yml")
+
+
 def copy_of_the_repository(folder: Path) -> Path:
     """What the tests need."""
-    chapters.copy_package(folder)
+    copy_package(folder)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "book", "notebooks"):
+    for name in ("pyproject.toml", "book", "notebooks", "benchmarks", "tools"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

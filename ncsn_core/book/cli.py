@@ -144,7 +144,7 @@ def execute(
     timeout: float | None,
     jobs: int,
 ) -> None:
-    r"""Execute chapters whose ingredients have changed; outputs go to _build/executed/.
+    """Execute chapters whose ingredients have changed; outputs go to _build/executed/.
 
     The notebooks themselves are not touched (`ncsn book refresh` does that). A chapter whose cell
     fails is reported with the number of the cell, what it wrote until then is kept, and the other
@@ -279,65 +279,16 @@ def _listed(numbers: list[int]) -> str:
 
 
 @book.command()
-@click.option(
-    "--profile", default="cpu", show_default=True, type=click.Choice(["smoke", "cpu", "gpu"])
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("runs/bench"),
-    show_default=True,
-    help="Where manifest.json, with all numbers, and bench.png go.",
-)
-@_speaks_plainly
-def bench(profile: str, device: str, out: Path) -> None:
-    """Measure training and sampling: our path, a plain one, and what the machine can do.
-
-    \b
-    The plain path is the same network, loss and sampler in eager float32, written as in the
-    authors' code. Profile cpu takes about a quarter of an hour on two cores, on which nothing else
-    should run. The numbers that the book shows:
-      ncsn book bench --out ncsn_core/results/benchmark_cpu
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import ncsn_core.checkpoints as checkpoints
-    from ncsn_core.book import bench as benchmarks
-    from ncsn_core.book import style
-    from ncsn_core.devices import pick_device
-
-    checkpoints.owned_files(out)
-    target = pick_device(device)
-    result = benchmarks.measure(profile, target, report=click.echo)
-    agreement = result["agreement"]
-    click.echo(
-        f"after {agreement['steps']} steps the losses differ by {agreement['difference']:.2%}, "
-        f"where chance alone would give {agreement['standard_error']:.2%}"
-    )
-    checkpoints.save(
-        out,
-        {},
-        kind="bundle",
-        metrics=result,
-        provenance=provenance.describe(target) | {"profile": profile, "seed": 0},
-    )
-    style.use()
-    benchmarks.plot(result).savefig(out / "bench.png", dpi=150)
-    click.echo(f"{out}/{checkpoints.MANIFEST} and {out}/bench.png")
-
-
-@book.command()
 @click.argument("checkpoint", default="mnist")
 @_speaks_plainly
 def gallery(checkpoint: str) -> None:
     """Draw the front page's pictures from the results that ship with CHECKPOINT."""
     import ncsn_core.pretrained as pretrained
-    from ncsn_core.book.gallery import write
+    from ncsn_core.book import site
 
     root = find_root()
-    for path in write(pretrained.load(checkpoint), root / "book" / "_static"):
+    draw = site.extension(root, "gallery").write
+    for path in draw(pretrained.load(checkpoint), root / "book" / "_static"):
         click.echo(f"{path.relative_to(root)}: {path.stat().st_size / 1024:.0f} KiB")
 
 

@@ -101,6 +101,7 @@ class Claim:
 
 
 def number_text(value: float | None, digits: int = 6) -> str:
+    """A number in so many digits, with a real minus sign."""
     return f"{value:.{digits}g}".replace("-", "−")
 
 

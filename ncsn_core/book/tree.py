@@ -1,8 +1,8 @@
 """The source tree of the book: its root, its table of contents, its build folder.
 
 _toc.yml  _config.yml  book/  notebooks/      sources
+book/_ext/          the extension with which Sphinx renders them
 _build/executed/    executed notebooks, one beside each cache key
-_build/source/      what jupyter-book reads
 _build/html/        the site
 """
 

@@ -96,7 +96,6 @@ def training_steps(
         losses: name → a function from the network to one loss per sample, for example
             `lambda s: sliced_score_matching(s, x)`.
     """
-
     parameters = [p for p in network.parameters() if p.requires_grad]
 
     def step(loss: Callable[[nn.Module], Tensor]) -> tuple[Tensor | None, ...]:

@@ -95,9 +95,7 @@ def log_proposal(y: Tensor, x: Tensor, s: Tensor, epsilon: float) -> PerSample:
 
 
 def _checked(log_density: LogDensity) -> LogDensity:
-    """The log-density, that raises at a start of density 0, and at an answer of another shape, or
-    that is +∞ or no number.
-    """
+    """The log-density, with checks: of a start with density 0, of shapes, of +∞ and NaN."""
     evaluations = 0
 
     def checked(x: Tensor) -> Tensor:

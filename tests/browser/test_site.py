@@ -5,6 +5,7 @@ Needs the site in `_build/html` (`ncsn book html`); `make browser` builds it fir
 
 import gzip
 import posixpath
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -30,6 +31,14 @@ TEXT = ("text/", "javascript", "json", "svg")
 def test_there_are_pages():
     assert len(CHAPTERS) >= 13
     assert "book/scorecard.html" in CONTENT
+
+
+@pytest.mark.parametrize("path", CONTENT)
+def test_every_number_is_in_its_place(path):
+    """No role or block is left as it was written, and none has become an error."""
+    page = (HTML / path).read_text(encoding="utf-8")
+    assert not re.findall(r"\{(?:measured|claims?|promise)\}|ncsn-block|<!-- ncsn:", page)
+    assert not re.findall(r'class="(?:problematic|system-message)"', page)
 
 
 @pytest.mark.parametrize("path", PAGES)

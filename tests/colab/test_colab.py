@@ -17,7 +17,8 @@ import pytest
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
-from ncsn_core.book import claims, colab
+from ncsn_book import colab
+from ncsn_core.book import claims
 from ncsn_core.book.notebook import read
 from ncsn_core.book.tree import chapters
 

@@ -7,6 +7,8 @@ is no setting for it.  Each correction leaves a page that has it already as it i
 import re
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 CORRECTIONS = [
     # The arrows in the sidebar that open a chapter's sections have no name.
     (re.compile(r"<summary>(?=<span class=\"toctree-toggle\")"), '<summary aria-label="Sections">'),
@@ -15,6 +17,12 @@ CORRECTIONS = [
     # 1.5 MB that draw icons which the style sheet's font draws as well.
     (re.compile(r'<script defer src="[^"]*scripts/fontawesome\.js[^"]*"></script>\n?'), ""),
 ]
+
+
+def correct(app: Sphinx, error: Exception | None) -> None:
+    """Correct the site that was built."""
+    if app.builder.format == "html" and error is None:
+        polish(Path(app.outdir))
 
 
 def polish(folder: Path) -> None:

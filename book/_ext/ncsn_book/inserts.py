@@ -9,7 +9,7 @@ fills in what the chapters of this very build have measured:
     {claims}`holds`           how many claims hold; also fails, undecided, ..., all
     {promise}`coverage:lines`  a number that `make stress` has measured
 
-and a line `<!-- ncsn: scorecard -->` is replaced by what `BLOCKS` makes of the book.
+and the directive `{ncsn-block} scorecard` becomes what `BLOCKS` makes of the book.
 """
 
 import dataclasses
@@ -24,17 +24,14 @@ from scipy.stats import binomtest
 
 import ncsn_core.checkpoints as checkpoints
 import ncsn_core.pretrained as pretrained
+from ncsn_book.plot import band_plot
 from ncsn_core.book.claims import METADATA_KEY
 from ncsn_core.book.ledger import NOT_MEASURED, OUTCOMES, number_text
-from ncsn_core.book.plot import band_plot
 from ncsn_core.book.scorecard import Row, by_claim, status_of
 from ncsn_core.book.tree import BookError
 from ncsn_core.provenance import PACKAGE
 
-ROLE = re.compile(r"\{(measured|claim|claims|promise)\}`([^`:]+)(?::([^`]+))?`")
-BLOCK = re.compile(r"^<!-- ncsn: ([a-z]+) -->$", re.MULTILINE)
 EXERCISE = re.compile(r"^:::\{admonition\} Exercise (\d+): (.+)$", re.MULTILINE)
-HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,42 +47,6 @@ class Book:
     notebooks: Mapping[Path, NotebookNode]
 
 
-def fill(text: str, book: Book, page: Path) -> str:
-    """Return the text of a page with every role and block of this module replaced.
-
-    Raises `BookError` that names the page, for a claim, part or block that does not exist.
-    """
-
-    def role(match: re.Match[str]) -> str:
-        name, argument, part = match.groups()
-        if name == "claims":
-            return _count(argument, book, page)
-        if name == "promise":
-            return named(_promise, argument, part)
-        rows = _rows(argument, part, book, page)
-        if name == "claim":
-            return f"{{ref}}`claim {argument} ({status_of(rows)}) <claim-{argument}>`"
-        if len({row.part for row in rows}) > 1:
-            parts = ", ".join(dict.fromkeys(row.part for row in rows))
-            raise BookError(f"{page}: claim {argument} is measured in parts: name one of {parts}")
-        return " and ".join(
-            NOT_MEASURED if row.verdict is None else row.verdict.measured() for row in rows
-        )
-
-    def block(match: re.Match[str]) -> str:
-        if match[1] not in BLOCKS:
-            raise BookError(f"{page}: no block is called {match[1]!r}: {', '.join(BLOCKS)}")
-        return named(BLOCKS[match[1]], book)
-
-    def named(make: Callable[..., str], *arguments: Any) -> str:
-        try:
-            return make(*arguments)
-        except BookError as error:
-            raise BookError(f"{page}: {error}") from error
-
-    return BLOCK.sub(block, ROLE.sub(role, text))
-
-
 def name_exercises(text: str, page: Path) -> str:
     """Return the text of a chapter with a name for each exercise, which `exercises` links to."""
     return EXERCISE.sub(rf":::{{admonition}} Exercise \1: \2\n:name: {_exercise(page)}-\1", text)
@@ -95,29 +56,48 @@ def _exercise(page: Path) -> str:
     return f"exercise-{page.stem}"
 
 
-def _count(wanted: str, book: Book, page: Path) -> str:
+# --- roles --------------------------------------------------------------------------------------
+
+
+def _measured(text: str, book: Book) -> str:
+    rows = _rows(text, book)
+    if len({row.part for row in rows}) > 1:
+        parts = ", ".join(dict.fromkeys(row.part for row in rows))
+        raise BookError(f"claim {text} is measured in parts: name one of {parts}")
+    return " and ".join(
+        NOT_MEASURED if row.verdict is None else row.verdict.measured() for row in rows
+    )
+
+
+def _claim_link(text: str, book: Book) -> str:
+    rows = _rows(text, book)
+    number = rows[0].claim.id
+    return f"{{ref}}`claim {number} ({status_of(rows)}) <claim-{number}>`"
+
+
+def _count(wanted: str, book: Book) -> str:
     statuses = [status_of(rows) for rows in by_claim(book.table).values()]
     if wanted == "all":
         return str(len(statuses))
     if wanted not in OUTCOMES:
-        raise BookError(f"{page}: claims are {', '.join(OUTCOMES)}; none are {wanted!r}")
+        raise BookError(f"claims are {', '.join(OUTCOMES)}; none are {wanted!r}")
     return str(statuses.count(wanted))
 
 
-def _rows(number: str, part: str | None, book: Book, page: Path) -> list[Row]:
+def _rows(text: str, book: Book) -> list[Row]:
+    number, _, part = text.partition(":")
     rows = [row for row in book.table if str(row.claim.id) == number]
     if not rows:
-        raise BookError(f"{page}: the ledger holds no claim {number}")
-    if part is None:
-        return rows
+        raise BookError(f"the ledger holds no claim {number}")
     found = [row for row in rows if row.part == part]
-    if not found:
+    if part and not found:
         parts = ", ".join(repr(row.part) for row in rows)
-        raise BookError(f"{page}: claim {number} has no part {part!r}, but {parts}")
-    return found
+        raise BookError(f"claim {number} has no part {part!r}, but {parts}")
+    return found if part else rows
 
 
-def _promise(name: str, key: str) -> str:
+def _promise(text: str, book: Book) -> str:
+    name, _, key = text.partition(":")
     found = _stress(name)
     if key not in found:
         raise BookError(f"`make stress` has measured no {key!r} of {name!r}")
@@ -125,6 +105,14 @@ def _promise(name: str, key: str) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{count} {kind}" for kind, count in value.items())
     return f"{value:,}" if isinstance(value, int) else number_text(value, digits=3)
+
+
+ROLES: dict[str, Callable[[str, Book], str]] = {
+    "measured": _measured,
+    "claim": _claim_link,
+    "claims": _count,
+    "promise": _promise,
+}
 
 
 # --- blocks -------------------------------------------------------------------------------------
@@ -315,8 +303,8 @@ def _planted(book: Book) -> str:
         chapter = _chapter(found["chapter"], book) + where
         table.append((found["name"], chapter, _code(found["lines"]), ", ".join(found["failed"])))
     return _table(
-        f"{len(table)} wrong lines, one at a time, and the claims that failed. A module is named "
-        "where the line is in the package.",
+        f"{len(table)} defects, one at a time, and the claims that failed. A function is named "
+        "where it was one of the package.",
         ("Defect", "Chapter", "Right and wrong", "Failed"),
         table,
         name="tab-planted",
@@ -439,17 +427,10 @@ def _chapter(chapter: str, book: Book) -> str:
     page = _page(chapter, book)
     if page is None:
         return chapter
-    number = re.match(r"(\d+)_", chapter)
-    label = f"chapter\N{NO-BREAK SPACE}{int(number[1])}" if number else _title(book.notebooks[page])
-    return f"{{doc}}`{label} </{page.with_suffix('').as_posix()}>`"
-
-
-def _title(notebook: NotebookNode) -> str:
-    for cell in _prose(notebook):
-        match = HEADING.search(cell)
-        if match:
-            return match[1].replace("$", "")
-    return "untitled"
+    number, target = re.match(r"(\d+)_", chapter), f"/{page.with_suffix('').as_posix()}"
+    if number is None:
+        return f"{{doc}}`{target}`"
+    return f"{{doc}}`chapter\N{NO-BREAK SPACE}{int(number[1])} <{target}>`"
 
 
 def _prose(notebook: NotebookNode) -> list[str]:

@@ -5,11 +5,17 @@ empty the site has no button that leads there, and its notebooks are those of th
 """
 
 import re
-from typing import Any
+from importlib import metadata
+from pathlib import Path
 from urllib.parse import urlparse
 
 import nbformat
 from nbformat import NotebookNode
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+from ncsn_book.pages import shown
+from ncsn_core.book.notebook import read, to_bytes
 
 SETUP_ID = "ncsn-setup"
 BRANCH = "gh-pages"
@@ -35,34 +41,39 @@ DEVICE = re.compile(r'^device = "cpu"', re.MULTILINE)
 PICK = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
 
 
-def address(config: dict[str, Any]) -> str:
-    """The public repository's address in the book's configuration, without a slash at its end."""
-    return str(config.get("repository", {}).get("url") or "").rstrip("/")
-
-
 def wheel_address(repository: str, version: str) -> str:
     """Where the site of a GitHub repository keeps the package's wheel."""
     owner, name = urlparse(repository).path.strip("/").split("/")
     return f"https://{owner.lower()}.github.io/{name}/ncsn_core-{version}-py3-none-any.whl"
 
 
-def configure(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with the buttons that lead to the repository, if there is one."""
-    if not address(config):
-        return config
-    return {
-        **config,
-        "repository": {**config["repository"], "branch": BRANCH, "path_to_book": "_sources"},
-        "launch_buttons": {
-            **config.get("launch_buttons", {}),
-            "colab_url": "https://colab.research.google.com",
-        },
-        "html": {
-            **config.get("html", {}),
+def configure(app: Sphinx, config: Config) -> None:
+    """Add the buttons that lead to the repository, if there is one."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        config.html_theme_options = {
+            **options,
+            "repository_branch": BRANCH,
+            "path_to_docs": "_sources",
+            "launch_buttons": {
+                **options.get("launch_buttons", {}),
+                "colab_url": "https://colab.research.google.com",
+            },
             "use_repository_button": True,
             "use_issues_button": True,
-        },
-    }
+        }
+
+
+def publish(app: Sphinx, error: Exception | None) -> None:
+    """Stamp the chapters among the sources that the site offers, if there is a repository."""
+    repository = app.config.html_theme_options.get("repository_url")
+    if not repository or error is not None:
+        return
+    wheel = wheel_address(repository, metadata.version("ncsn-core"))
+    for page, path in shown(app).items():
+        offered = Path(app.outdir) / "_sources" / page
+        if offered.is_file():
+            offered.write_bytes(to_bytes(stamp(read(path), wheel)))
 
 
 def stamp(notebook: NotebookNode, wheel: str) -> NotebookNode:

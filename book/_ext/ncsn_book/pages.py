@@ -1,0 +1,144 @@
+"""What a page is made from: the notebook as its page shows it, and what inserts read."""
+
+import functools
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+from ncsn_book.inserts import Book, anchor, name_exercises
+from ncsn_core.book import cache, claims, scorecard
+from ncsn_core.book.ledger import Claim, find_ledger, load_ledger
+from ncsn_core.book.notebook import is_executed, read, to_bytes
+from ncsn_core.book.tree import chapters
+from ncsn_core.provenance import PACKAGE
+
+logger = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=1)
+def shown(app: Sphinx) -> dict[Path, Path]:
+    """The file whose outputs each chapter shows, by the chapter's path in the tree.
+
+    It is the stored notebook, or where the build asks for it, its executed copy, unless something
+    has changed since: then a warning says what.
+    """
+    root = Path(app.srcdir)
+    files = {page: root / page for page in chapters(root)}
+    for page in files if app.config.ncsn_executed else ():
+        found = cache.find(root, page, cache.key(root, page, read(root / page), {}))
+        if isinstance(found, str):
+            message = "has not been executed (%s): run `ncsn book execute %s`"
+            logger.warning(message, found, page.stem, location=page.with_suffix("").as_posix())
+        else:
+            files[page] = cache.executed_path(root, page)
+    return files
+
+
+@functools.lru_cache(maxsize=1)
+def load(app: Sphinx) -> Book:
+    """What is known about the book when its pages are written."""
+    ledger, files = load_ledger(), shown(app)
+    notebooks = {page: read(path) for page, path in files.items()}
+    ran = {page.stem for page, notebook in notebooks.items() if is_executed(notebook)}
+    return Book(scorecard.rows(ledger, claims.collect(files.values(), ledger), ran), notebooks)
+
+
+@functools.lru_cache(maxsize=1)
+def ingredients(app: Sphinx) -> set[str]:
+    """The files from which inserts are made: chapters, ledger, records and this extension."""
+    files = {path for page in shown(app) for path in _copies(app, page)}
+    return {str(path) for path in (*files, *PACKAGE.rglob("manifest.json"), *_common())}
+
+
+def _copies(app: Sphinx, page: Path) -> list[Path]:
+    """A chapter's notebook, and where its executed copy lies or may soon, if the build asks."""
+    root = Path(app.srcdir)
+    return [root / page, *([cache.executed_path(root, page)] if app.config.ncsn_executed else [])]
+
+
+def _common() -> list[Path]:
+    return [find_ledger(), *Path(__file__).parent.glob("*.py")]
+
+
+def outdated(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> set[str]:
+    """Return every page where one was added or removed: each shows the table of contents."""
+    for name in removed:
+        (Path(app.outdir) / f"{name}.html").unlink(missing_ok=True)
+    return env.found_docs - added if added or removed else set()
+
+
+def read_source(app: Sphinx, name: str, content: list[str]) -> None:
+    """Put what its page shows in place of a notebook."""
+    page = Path(app.env.doc2path(name, base=False))
+    if page.suffix != ".ipynb":
+        return
+    path = Path(app.srcdir) / page
+    if page in shown(app):
+        path = shown(app)[page]
+        for one in _copies(app, page):
+            app.env.note_dependency(str(one))
+    for one in _common():
+        app.env.note_dependency(str(one))
+    content[0] = to_bytes(publish(read(path), load_ledger(), page)).decode()
+
+
+def publish(notebook: NotebookNode, ledger: Mapping[int, Claim], page: Path) -> NotebookNode:
+    """Return the notebook as its page shows it.
+
+    Its exercises have names, its verdicts are paragraphs that links lead to, and a last line says
+    how it was executed.
+    """
+    published: NotebookNode = nbformat.from_dict(notebook)
+    anchors: set[str] = set()
+    for cell in published.cells:
+        if cell.cell_type == "markdown":
+            cell.source = name_exercises(cell.source, page)
+        for output in cell.get("outputs", []):
+            record = output.get("metadata", {}).get(claims.METADATA_KEY, {})
+            verdict = claims.from_metadata(record, ledger)
+            if verdict is not None:
+                name = anchor(verdict.claim, verdict.part)
+                new = name not in anchors  # a number that is reported twice has one anchor
+                anchors.add(name)
+                output.data = {"text/html": _verdict_html(verdict, name if new else None)}
+    footer = _footer(published.metadata.get(claims.METADATA_KEY, {}))
+    if footer:
+        cell = nbformat.v4.new_markdown_cell(footer)
+        cell.id = "ncsn-provenance"
+        published.cells.append(cell)
+    return published
+
+
+def _verdict_html(verdict: claims.Verdict, name: str | None) -> str:
+    """Return the verdict's line as a paragraph that a link can lead to."""
+    opening, finding = str(verdict).split(": ", maxsplit=1)
+    anchored = "" if name is None else f' id="{name}"'
+    return (
+        f'<p{anchored} class="ncsn-claim {verdict.outcome}">'
+        f"<strong>{html.escape(opening)}:</strong> {html.escape(finding)}</p>"
+    )
+
+
+def _footer(record: Mapping[str, Any]) -> str:
+    """Return the line that says how the outputs of a page were made, or "" if nobody knows."""
+    if not record:
+        return ""
+    known = {
+        "commit": record.get("commit"),
+        "profile": record.get("parameters", {}).get("profile"),
+        "device": record.get("device"),
+        "threads": record.get("threads"),
+        "time": None if record.get("seconds") is None else f"{record['seconds']:.0f} s",
+        "date": None if record.get("time") is None else record["time"][:10],
+    }
+    facts = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+    return f":::{{div}} ncsn-provenance\nHow the outputs of this page were made: {facts}.\n:::"
