@@ -180,8 +180,9 @@ def load_libraries() -> None:
                 names = [node.module]
             for name in names:
                 top = name.partition(".")[0]
-                ours = (ROOT / folder / f"{top}.py" for folder in ("tests", "tools"))
-                if top != "ncsn_core" and not any(path.exists() for path in ours):
+                ours = (ROOT / folder / f"{top}.py" for folder in ("tests", "tools", "benchmarks"))
+                packages = ("ncsn_core", "ncsn_book")
+                if top not in packages and not any(path.exists() for path in ours):
                     importlib.import_module(name)
 
 
