@@ -54,8 +54,9 @@ PLANS = {  # batches of these sizes, and of the third alone; rounds; steps of th
 
 def measure(profile: str, device: torch.device) -> dict[str, Any]:
     """Run a plan and say how far it is; "default" is the way that training takes here."""
-    from torch._inductor.utils import fresh_cache
+    from torch._inductor import utils
 
+    fresh_cache = getattr(utils, "fresh_cache", None) or utils.fresh_inductor_cache  # torch < 2.8
     of_sizes, of_third, rounds, steps = PLANS[profile]
     smoke = profile == "smoke"
     cases = [Case(*size, batch) for size, batch in zip(SIZES, of_sizes, strict=not smoke)]
