@@ -40,7 +40,7 @@ TESTS = {
     "objectives": "test_objectives test_score_matching test_museum_of_bugs",
     "schedules": "test_schedules test_samplers_beyond",
     "divergence": "test_divergence test_museum_of_bugs",
-    "checkpoints": "test_checkpoints test_training",
+    "checkpoints": "test_checkpoints",
     "generation": "test_generation",
     "parametrizations": "test_parametrizations",
     "pretrained": "test_checkpoints",
