@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 import torch
+from tqdm.auto import tqdm
 
-from ncsn_core import pretrained
+from ncsn_core import generation, pretrained
 from ncsn_core.data import to_bytes
 from ncsn_core.errors import CorruptFileError, NCSNError
 from ncsn_core.generation import draw_batch, sample
 from ncsn_core.metrics.samples import Recorder
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
-from ncsn_core.samplers import annealed_langevin
+from ncsn_core.samplers import State, annealed_langevin
 from ncsn_core.schedules import geometric_ladder
 
 SIGMAS = geometric_ladder(1.0, 0.1, 3)
@@ -95,6 +96,27 @@ def test_progress_bar_counts_the_evaluations(score, capsys):
     assert "sampling" in shown
     assert "18/18" in shown
     assert "images/s" in shown
+
+
+def test_the_bar_shows_images_a_second(score, monkeypatch):
+    """Of four chains, five of ten evaluations in two seconds: one image a second."""
+    moments = iter([10.0, 11.0, 11.25, 11.5, 11.75, 12.0])
+    monkeypatch.setattr(generation.time, "monotonic", lambda: next(moments))
+    bar, shown = tqdm(total=10, disable=True), []
+    monkeypatch.setattr(bar, "update", lambda: setattr(bar, "n", bar.n + 1))
+    monkeypatch.setattr(bar, "set_postfix_str", lambda text, refresh: shown.append(text))
+    watch = generation._watch(bar, 10, 0, None)
+    x = torch.zeros(4, *IMAGE)
+    for step in range(5):
+        watch(State(0, step, 1.0, 0.1, x, x))
+    assert shown[0] == "0.4 images/s"
+    assert shown[-1] == "1 images/s"
+
+
+def test_a_hundred_chains_are_drawn_at_a_time_unless_told_otherwise(score):
+    quick = {"steps_per_level": 1, "progress": False}
+    hundreds = sample(score, 101, batch_size=100, **quick)
+    assert torch.equal(sample(score, 101, **quick), hundreds)
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"count": -1}, {"batch_size": 0}])
