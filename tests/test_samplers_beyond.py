@@ -387,3 +387,9 @@ def test_a_sampler_without_an_epsilon_does_not_advise_a_smaller_one():
         with pytest.raises(FloatingPointError, match="not finite at") as error:
             sample(infinite, x, ladder)
         assert "epsilon" not in str(error.value)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1e-4, math.inf, math.nan])
+def test_consistent_annealing_refuses_such_an_epsilon_at_a_single_level_too(epsilon):
+    with pytest.raises(ValueError, match="epsilon must be positive and finite"):
+        consistent_annealed(point_mass, torch.zeros(2, 1), torch.tensor([0.1]), epsilon=epsilon)
