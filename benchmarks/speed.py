@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncsn_core import checkpoints, provenance
-from ncsn_core._checks import later
 from ncsn_core.config import TrainingConfig, load_config
 from ncsn_core.convert import from_authors
 from ncsn_core.data.datasets import batches, dequantize
@@ -35,7 +34,7 @@ from ncsn_core.networks.build import new_score
 from ncsn_core.randomness import generator_for
 from ncsn_core.run import Run
 from ncsn_core.samplers.annealed import annealed_langevin
-from ncsn_core.training import draw
+from ncsn_core.training import draw, training_step
 
 LEVELS = 10
 Calls = dict[str, Callable[[], Any]]
@@ -121,13 +120,8 @@ def new_run(config: TrainingConfig, way: Way, device: torch.device) -> Run:
 
 
 def advance(run: Run, stream: Iterator[tuple[int, Tensor, torch.Generator]]) -> None:
-    """One step of the loop in `ncsn_core.training.train`, on the next batch of a stream."""
-    step, x, generator = next(stream)
-    with later(run.checks):
-        run.set_learning_rate(run.config.learning_rate_at(step))
-        loss = run.update(x, *draw(run.config, run.score.sigmas, x, generator))
-        run.average_weights(run.config.ema_decay_at(step))
-        run.advance(loss)
+    """Our training step, on the next batch of a stream."""
+    training_step(run, *next(stream))
 
 
 def sampling_calls(case: Case, ways: list[Way], device: torch.device) -> Calls:

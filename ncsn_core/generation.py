@@ -117,11 +117,9 @@ def sample(
         "steps_per_level": steps_per_level,
         "denoise": denoise,
     }
-    firsts = range(0, count, batch_size)
-    wanted = [(index, min(batch_size, count - first)) for index, first in enumerate(firsts)]
     evaluations = len(score.sigmas) * steps_per_level
     samples = torch.empty(count, *score.image_shape)
-    parts = dict(zip(wanted, samples.split(batch_size), strict=True))
+    parts = {(i, len(part)): part for i, part in enumerate(samples.split(batch_size))}
     with _store(score, {"seed": seed, "batch_size": batch_size, **options}, folder) as store:
         missing = [key for key, part in parts.items() if not _read(store, key, part)]
         mine = [key for key in missing if key[0] % world_size() == global_rank()]

@@ -38,24 +38,21 @@ def _checked(loss: Loss) -> Loss:
     """Look at the points, the σ and the shape of the score's answers, so that a loss need not."""
 
     @functools.wraps(loss)
-    def checked(score: Callable[..., Tensor], x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    def checked(score: NoiseConditional, x: Tensor, sigma: Tensor, **options: Any) -> Tensor:
         check_finite(x)
-        sigma = options.get("sigma", arguments[0] if arguments else None)
-        if isinstance(sigma, Tensor | float | int):
-            check_per_sample(torch.as_tensor(sigma), x)
-        return loss(shape_checked(score), x, *arguments, **options)
+        check_per_sample(torch.as_tensor(sigma), x)
+        return loss(shape_checked(score), x, sigma, **options)
 
     return cast(Loss, checked)
 
 
-@_checked
 def explicit_score_matching(score: Score, x: Batch, target: Score) -> PerSample:
     """½ ‖s(x) − ∇ log p(x)‖², the Fisher divergence, when `target` knows ∇ log p (§2.1).
 
     Raises:
         ValueError: for a point that is not finite, or a score that changes the shape.
     """
-    return _half_square(score(x) - shape_checked(target)(x))
+    return _half_square(_answer(score, x) - _answer(target, x))
 
 
 def implicit_score_matching(
@@ -240,6 +237,12 @@ def denoising_floor(score: NoiseConditional, x: Batch, sigma: PerSample) -> PerS
     """
     dimension = math.prod(x.shape[1:])
     return 0.5 * dimension / sigma**2 - _half_square(score(x, sigma))
+
+
+def _answer(score: Score, x: Tensor) -> Tensor:
+    """s(x), after a look at the points, and at the shape of what the score says of them."""
+    check_finite(x)
+    return shape_checked(score)(x)
 
 
 def _half_square(s: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ def train(
     joined = fabric(chosen.device, chosen.precision)
     with local_rank_first():  # one process of a machine downloads, the others find it
         images = _load(config, chosen.device, data_root, download)
+    start = 0 if previous is None else previous.manifest["step"]
+    stream = batches(images, config.batch_size, seed=config.seed, start=start, flip=config.flip)
     score = new_score(config.to_dict(), config.sigmas, chosen.device, compile=chosen.compile)
     run = Run(config, joined, score)
     run.origin |= {"data_sha256": tensor_sha256(images), "images": len(images)}
@@ -104,17 +106,9 @@ def train(
     if prepare is not None:
         prepare(run)
 
-    stream = batches(images, config.batch_size, seed=config.seed, start=run.step, flip=config.flip)
     with run.under_way(folder, previous, progress=progress) as bar:
         for step, x, generator in stream:
-            with later(run.checks):
-                sigma, noise, v = draw(config, score.sigmas, x, generator)
-                rate, decay = config.learning_rate_at(step), config.ema_decay_at(step)
-                run.set_learning_rate(rate)
-                loss = run.update(x, sigma, noise, v)
-                run.average_weights(decay)
-                run.advance(loss)
-
+            training_step(run, step, x, generator)
             bar.update()
             ends = run.step == config.steps
             logs = ends or run.step % config.log_every == 0
@@ -126,6 +120,24 @@ def train(
                     break
             run.heed_interrupt(together=logs)
     return model(record)
+
+
+def training_step(run: Run, step: int, x: Tensor, generator: torch.Generator) -> None:
+    """One step on a batch: σ and noise drawn, loss, gradient, Adam's step, the moving average.
+
+    Args:
+        run: what the step changes.
+        step: its number, from 0.
+        x, generator: from `ncsn_core.data.batches`.
+    """
+    config = run.config
+    with later(run.checks):
+        sigma, noise, v = draw(config, run.score.sigmas, x, generator)
+        rate, decay = config.learning_rate_at(step), config.ema_decay_at(step)
+        run.set_learning_rate(rate)
+        loss = run.update(x, sigma, noise, v)
+        run.average_weights(decay)
+        run.advance(loss)
 
 
 def previous_run(config: TrainingConfig, folder: Path) -> Record | None:
