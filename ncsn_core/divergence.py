@@ -118,8 +118,11 @@ def exact_divergence(
     indices = torch.arange(dimension, device=x.device)
     if method == "forward":
         checked = shape_checked(score)
-        push = vmap(lambda i: diagonal(i, _jvp(checked, x, _basis(i, x))[1]), chunk_size=chunk)
-        return push(indices).sum(0)
+
+        def pushed(i: Tensor) -> Tensor:
+            return diagonal(i, _jvp(checked, x, _basis(i, x))[1])
+
+        return vmap(pushed, chunk_size=chunk)(indices).sum(0)
     _, pull_back = _vjp(score, x)
     if method == "vmap":
         pull = vmap(lambda i: diagonal(i, pull_back(_basis(i, x))), chunk_size=chunk)

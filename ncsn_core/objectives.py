@@ -34,6 +34,15 @@ Weight = Callable[[Tensor], Tensor]
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {}  # name → loss
+
+
+def _objective(loss: Loss) -> Loss:
+    """Put a loss among the `OBJECTIVES`."""
+    OBJECTIVES[loss.__name__] = loss
+    return loss
+
+
 def _checked(loss: Loss) -> Loss:
     """Look at the points, the σ and the shape of the score's answers, so that a loss need not."""
 
@@ -46,6 +55,7 @@ def _checked(loss: Loss) -> Loss:
     return cast(Loss, checked)
 
 
+@_objective
 def explicit_score_matching(score: Score, x: Batch, target: Score) -> PerSample:
     """½ ‖s(x) − ∇ log p(x)‖², the Fisher divergence, when `target` knows ∇ log p (§2.1).
 
@@ -55,6 +65,7 @@ def explicit_score_matching(score: Score, x: Batch, target: Score) -> PerSample:
     return _half_square(_answer(score, x) - _answer(target, x))
 
 
+@_objective
 def implicit_score_matching(
     score: Score,
     x: Batch,
@@ -74,6 +85,7 @@ def implicit_score_matching(
     return trace + _half_square(score(x))
 
 
+@_objective
 def sliced_score_matching(
     score: Score | NoiseConditional,
     x: Batch,
@@ -119,6 +131,7 @@ def sliced_score_matching(
     return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
+@_objective
 def sliced_score_matching_vr(
     score: Score | NoiseConditional,
     x: Batch,
@@ -148,6 +161,7 @@ def sliced_score_matching_vr(
     return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
+@_objective
 def finite_difference_score_matching(
     score: Score | NoiseConditional,
     x: Batch,
@@ -184,6 +198,7 @@ def finite_difference_score_matching(
     return _sliced(loss, score, x, sigma, noise, weight, count, kind, v, generator)
 
 
+@_objective
 @_checked
 def denoising_score_matching(
     score: NoiseConditional,

@@ -10,9 +10,7 @@ from scores import points, within, without_type_checks
 from ncsn_core.objectives import (
     denoising_floor,
     denoising_score_matching,
-    explicit_score_matching,
     finite_difference_score_matching,
-    implicit_score_matching,
     sliced_score_matching,
     sliced_score_matching_vr,
 )
@@ -191,13 +189,7 @@ SLICED = {
     "finite differences": finite_difference_score_matching,
 }
 AT_SIGMA = {"denoising": denoising_score_matching, "floor": denoising_floor, **SLICED}
-OF_DATA = {
-    "explicit": lambda score, x: explicit_score_matching(score, x, torch.neg),
-    "implicit": implicit_score_matching,
-    **SLICED,
-}
 at_sigma = pytest.mark.parametrize("loss", AT_SIGMA.values(), ids=AT_SIGMA)
-of_data = pytest.mark.parametrize("loss", OF_DATA.values(), ids=OF_DATA)
 sliced = pytest.mark.parametrize("loss", SLICED.values(), ids=SLICED)
 
 
@@ -255,29 +247,6 @@ def test_losses_are_summed_over_the_dimensions_and_not_averaged(name):
     drawn = {key: torch.cat([half, half], -1) for key, half in drawn.items()}
     two = AT_SIGMA[name](exact, torch.cat([x, x], 1), sigma, **drawn)
     torch.testing.assert_close(two, 2 * one, rtol=1e-4, atol=1e-4)
-
-
-CASES = {f"{name} of data": loss for name, loss in OF_DATA.items()} | {
-    f"{name} at σ": lambda score, x, loss=loss: loss(score, x, torch.ones(len(x)))
-    for name, loss in AT_SIGMA.items()
-}
-every = pytest.mark.parametrize("loss", CASES.values(), ids=CASES)
-
-
-@every
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_point_that_is_not_finite_is_named_before_the_score_is_asked(loss, bad):
-    x = torch.zeros(4, 3)
-    x[2, 1] = bad
-    with pytest.raises(ValueError, match="sample 2 of the batch holds NaN or infinity"):
-        loss(never, x)
-
-
-@every
-def test_a_score_that_changes_the_shape_is_refused(loss):
-    for wrong in (lambda x, sigma=None: x[:, :1], lambda x, sigma=None: x[:1]):
-        with pytest.raises(ValueError, match=r"the shape of its input, \(4, 3\); got"):
-            loss(wrong, torch.zeros(4, 3))
 
 
 @at_sigma

@@ -1,18 +1,20 @@
 """What every function of a kind has in common, for any input that hypothesis finds.
 
-The objectives, divergences, samplers, networks and schedules stand in tables; what is asserted of
-one is asserted of all: shapes, dtypes, memory formats, empty batches, points that are not finite,
-scores of another shape, who decides what is drawn, and noise levels from 1e-30 to 1e30.  No answer
-is quietly wrong: it is right, or an error.
+The objectives and samplers are the registered ones, divergences and networks stand in tables; what
+is asserted of one is asserted of all: shapes, dtypes, memory formats, empty batches, points that
+are not finite, scores of another shape, who decides what is drawn, and noise levels from 1e-30 to
+1e30.  No answer is quietly wrong: it is right, or an error.
 """
 
 import math
 from functools import partial
+from inspect import getmembers, isfunction, signature
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from registry import LADDER, OBJECTIVES, SAMPLERS, ways
 from scores import global_generator_untouched, one_level, points
 
 from ncsn_core import divergence, objectives, samplers, schedules
@@ -21,9 +23,7 @@ from ncsn_core.metrics.samples import binned, distance_to_nearest, mode_weights,
 from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
 from ncsn_core.parametrizations import unconditional
 from ncsn_core.randomness import generator_for
-from ncsn_core.schedules import denoiser_weight, draw_levels, draw_log_uniform, per_sample
-
-SIGMAS = torch.tensor([1.0, 0.3, 0.1])
+from ncsn_core.schedules import per_sample
 
 
 def score(x, sigma=None):
@@ -33,93 +33,19 @@ def score(x, sigma=None):
 
 
 # Functions of a score, the points and a generator.
-OBJECTIVES = {
-    "explicit": lambda s, x, g: objectives.explicit_score_matching(s, x, torch.neg),
-    "finite differences": lambda s, x, g: objectives.finite_difference_score_matching(
-        s, x, generator=g
-    ),
-    "denoising": lambda s, x, g: objectives.denoising_score_matching(
-        unconditional(s), x, one_level(x, 0.5), weight=torch.ones_like, generator=g
-    ),
-    "denoising floor": lambda s, x, g: objectives.denoising_floor(s, x, one_level(x, 0.5)),
-    "multilevel": lambda s, x, g: objectives.denoising_score_matching(
-        s, x, draw_levels(SIGMAS.to(x), len(x), g), generator=g
-    ),
-    "continuous": lambda s, x, g: objectives.denoising_score_matching(
-        s,
-        x,
-        draw_log_uniform(1.0, 0.1, len(x), g).to(x),
-        weight=partial(denoiser_weight, data_std=0.5),
-        generator=g,
-    ),
-    "multilevel finite differences": lambda s, x, g: objectives.finite_difference_score_matching(
-        s, x, draw_levels(SIGMAS.to(x), len(x), g), generator=g
-    ),
-    "antisymmetry": lambda s, x, g: divergence.antisymmetry(s, x, generator=g),
-}
-for method in divergence.TRACE_METHODS:
-    OBJECTIVES |= {
-        f"trace, {method}": lambda s, x, g, m=method: divergence.exact_divergence(s, x, m),
-        f"implicit, {method}": lambda s, x, g, m=method: objectives.implicit_score_matching(
-            s, x, method=m
-        ),
-    }
-for mode in ("forward", "reverse"):
-    for name, function in {
-        "hutchinson": divergence.hutchinson_divergence,
-        "sliced": objectives.sliced_score_matching,
-        "reduced variance": objectives.sliced_score_matching_vr,
-    }.items():
-        OBJECTIVES[f"{name}, {mode}"] = lambda s, x, g, f=function, m=mode: f(
-            s, x, mode=m, generator=g
-        )
-    for name, function in {
-        "multilevel sliced": objectives.sliced_score_matching,
-        "multilevel reduced variance": objectives.sliced_score_matching_vr,
-    }.items():
-        OBJECTIVES[f"{name}, {mode}"] = lambda s, x, g, f=function, m=mode: f(
-            s, x, draw_levels(SIGMAS.to(x), len(x), g), mode=m, generator=g
-        )
-SAMPLERS = {
-    "langevin": lambda s, x, g: samplers.langevin(s, x, epsilon=0.1, steps=3, generator=g),
-    "mala": lambda s, x, g: (
-        samplers.mala(
-            s,
-            x,
-            log_density=lambda y: -y.flatten(1).square().sum(1) / 4,
-            epsilon=0.1,
-            steps=3,
-            generator=g,
-        ).x
-    ),
-    "annealed": lambda s, x, g: samplers.annealed_langevin(
-        s, x, SIGMAS, epsilon=1e-3, steps_per_level=2, denoise=True, generator=g
-    ),
-    "consistent": lambda s, x, g: samplers.consistent_annealed(
-        s, x, SIGMAS, epsilon=2e-2, denoise=True, generator=g
-    ),
-    "reverse": lambda s, x, g: samplers.reverse_diffusion(
-        s, x, SIGMAS, corrector_steps=1, generator=g
-    ),
-    "ancestral": lambda s, x, g: samplers.reverse_diffusion(
-        s, x, SIGMAS, ancestral=True, generator=g
-    ),
-}
-for method in ("euler", "heun", "multistep"):
-    SAMPLERS[method] = lambda s, x, g, m=method: samplers.probability_flow(s, x, SIGMAS, method=m)
+LOSSES = OBJECTIVES | ways(
+    objectives.denoising_floor,
+    divergence.exact_divergence,
+    divergence.hutchinson_divergence,
+    divergence.antisymmetry,
+)
 JACOBIANS = {
     "jacobian": lambda s, x, g: divergence.jacobian(s, x),
     "Jv": lambda s, x, g: divergence.jacobian_vector(s, x, x),
     "vJ": lambda s, x, g: divergence.vector_jacobian(s, x, x),
     "vJv": lambda s, x, g: divergence.quadratic_form(s, x, x),
 }
-CALLS = OBJECTIVES | SAMPLERS
-WITHOUT_CHANCE = [
-    name
-    for name in CALLS
-    if name.startswith(("explicit", "implicit", "trace", "denoising floor"))
-    or name in ("euler", "heun", "multistep")
-]
+CALLS = LOSSES | SAMPLERS
 every = pytest.mark.parametrize("name", CALLS)
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
@@ -134,6 +60,31 @@ def call(name, x, seed=0):
 
 def result_shape(name, x):
     return x.shape if name in SAMPLERS else x.shape[:1]
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_a_sampler_is_a_name_of_the_package_and_shows_its_updates(name):
+    function = samplers.SAMPLERS[name]
+    assert name in samplers.__all__  # what the API page lists
+    assert getattr(samplers, name) is function, f"the file {name}.py must have another name"
+    assert signature(function).parameters["callback"].default is None
+
+
+def test_every_function_of_the_objectives_is_a_registered_loss_but_for_the_floor():
+    public = {
+        name
+        for name, function in getmembers(objectives, isfunction)
+        if function.__module__ == objectives.__name__ and not name.startswith("_")
+    }
+    assert public == {*objectives.OBJECTIVES, "denoising_floor"}
+
+
+def test_a_function_that_cannot_be_called_on_the_toy_is_told_what_it_lacks():
+    def function(score, x, sigmas, *, temperature, friction):
+        return x
+
+    with pytest.raises(AssertionError, match="function has no default for friction, temperature: "):
+        ways(function)
 
 
 @every
@@ -188,13 +139,16 @@ def test_a_point_that_is_not_finite_is_never_answered_by_a_finite_number(name, b
     assert not torch.isfinite(found[row]).all()
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, "jacobian"])
-def test_a_sample_that_is_not_finite_is_named(name):
+@pytest.mark.parametrize("name", [*LOSSES, "jacobian"])
+def test_a_sample_that_is_not_finite_is_named_before_the_score_is_asked(name):
+    def never(x, sigma=None):
+        pytest.fail("the score was evaluated")
+
     for value in (math.nan, math.inf, -math.inf):
         x = points(5, (2, 2))
         x[[2, 4], 1, 0] = value
         with pytest.raises(ValueError, match=rf"sample 2 of the batch .*{value}"):
-            (CALLS | JACOBIANS)[name](score, x, None)
+            (CALLS | JACOBIANS)[name](never, x, None)
 
 
 @every
@@ -207,7 +161,7 @@ def test_samples_do_not_see_each_other(name, batch, order):
     other = x.clone()
     other[torch.arange(batch) != row] += 1.0
     torch.testing.assert_close(call(name, other)[row], found)
-    if name in WITHOUT_CHANCE:
+    if "generator" not in CALLS[name].options:
         torch.testing.assert_close(call(name, x[row : row + 1])[0], found)
 
 
@@ -217,7 +171,7 @@ def test_the_generator_alone_decides_what_is_drawn(name):
     with global_generator_untouched():
         first, again, other = (call(name, x, seed) for seed in (5, 5, 6))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == (name in WITHOUT_CHANCE)
+    assert torch.equal(first, other) == ("generator" not in CALLS[name].options)
     torch.manual_seed(1)
     plain = CALLS[name](score, x, None)
     torch.manual_seed(1)
@@ -244,6 +198,24 @@ def test_samplers_record_no_gradients(name):
     weight = torch.ones((), requires_grad=True)
     found = CALLS[name](lambda x, sigma=None: weight * score(x, sigma), points(3, (2,)), None)
     assert not found.requires_grad
+
+
+@every_sampler
+def test_states_can_be_kept_and_the_last_is_the_answer(name):
+    """No tensor of a state is written to afterwards, or shares memory with another state's."""
+    states, copies = [], []
+
+    def keep(state):
+        states.append(state)
+        copies.append((state.x.clone(), state.score.clone()))
+
+    end = SAMPLERS[name](score, points(3, (2,)), generator_for(0), callback=keep)
+    for state, (x, s) in zip(states, copies, strict=True):
+        assert torch.equal(state.x, x)
+        assert torch.equal(state.score, s)
+    addresses = [t.data_ptr() for s in states for t in (s.x, s.score)]
+    assert len(set(addresses)) == len(addresses)
+    assert torch.equal(states[-1].x, end) == ("denoise" not in SAMPLERS[name].way)
 
 
 # --- extreme noise -------------------------------------------------------------------------------
@@ -296,7 +268,7 @@ def test_noise_that_is_not_positive_and_finite_is_refused(sigma):
 def test_a_step_size_that_is_not_positive_and_finite_is_refused(epsilon):
     x = points(2, (3,))
     with pytest.raises(ValueError, match="epsilon must be positive and finite"):
-        samplers.annealed_langevin(score, x, SIGMAS, epsilon=epsilon)
+        samplers.annealed_langevin(score, x, LADDER, epsilon=epsilon)
     with pytest.raises(ValueError, match="epsilon must be positive and finite"):
         samplers.langevin(score, x, epsilon=epsilon, steps=2)
 

@@ -150,22 +150,6 @@ def test_callback_gets_the_score_of_the_samples_before_the_update():
         assert torch.equal(state.score, point_mass(x, torch.full((3,), state.sigma)))
 
 
-def test_states_can_be_kept():
-    """No tensor of a state is written to afterwards, or shares memory with another state's."""
-    states, copies = [], []
-
-    def keep(state):
-        states.append(state)
-        copies.append((state.x.clone(), state.score.clone()))
-
-    sample(callback=keep)
-    for state, (x, score) in zip(states, copies, strict=True):
-        assert torch.equal(state.x, x)
-        assert torch.equal(state.score, score)
-    addresses = [t.data_ptr() for s in states for t in (s.x, s.score)]
-    assert len(set(addresses)) == len(addresses)
-
-
 def test_memory_does_not_grow_with_the_steps():
     """Earlier samples are freed: at every evaluation the start, x and one more live at most."""
     seen, alive = [], []

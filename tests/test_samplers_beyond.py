@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from registry import SAMPLERS
 from scores import MIXTURE, point_mass, without_type_checks
 
 from ncsn_core.divergence import hutchinson_divergence
@@ -43,19 +44,11 @@ def counting(score):
     return watched, asked
 
 
-SAMPLERS = {
-    "consistent": lambda score, x, sigmas, **o: consistent_annealed(
-        score, x, sigmas, epsilon=2 * sigmas[-1].item() ** 2 * 0.6, **o
-    ),
-    "reverse": reverse_diffusion,
-    "ancestral": lambda *a, **o: reverse_diffusion(*a, ancestral=True, **o),
-    "predictor-corrector": lambda *a, **o: reverse_diffusion(*a, corrector_steps=2, **o),
-    "euler": lambda *a, generator=None, **o: probability_flow(*a, method="euler", **o),
-    "heun": lambda *a, generator=None, **o: probability_flow(*a, method="heun", **o),
-    "multistep": lambda *a, generator=None, **o: probability_flow(*a, method="multistep", **o),
-}
-every = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-FOR_SPREAD_OUT_DATA = [name for name in SAMPLERS if name != "consistent"]  # see below
+ON_A_LADDER = {name: case for name, case in SAMPLERS.items() if "sigmas" in case.options}
+FOR_SPREAD_OUT_DATA = [  # see below; and a fill has the law of the unknown given the known
+    name for name in ON_A_LADDER if not name.startswith(("consistent_annealed", "inpaint"))
+]
+every = pytest.mark.parametrize("sampler", ON_A_LADDER.values(), ids=ON_A_LADDER)
 
 
 # --- all of them -------------------------------------------------------------------------------
@@ -66,7 +59,7 @@ def test_samples_have_the_variance_of_the_data(name):
     """Gaussian data from the exact start, a fine ladder; four standard errors, 3 % of bias."""
     n, sigmas = 40_000, geometric_ladder(10.0, 0.01, 600)
     start = (SPREAD**2 + 100) ** 0.5 * torch.randn(n, 1, generator=generator_for(0))
-    x = SAMPLERS[name](gaussian, start, sigmas, generator=generator_for(1))
+    x = SAMPLERS[name](gaussian, start, generator_for(1), sigmas=sigmas)
     assert float(x.var()) == pytest.approx(SPREAD**2, rel=0.03 + 4 * (2 / n) ** 0.5)
     assert float(x.mean()) == pytest.approx(0, abs=4 * SPREAD / n**0.5)
 
@@ -74,7 +67,7 @@ def test_samples_have_the_variance_of_the_data(name):
 @every
 def test_every_update_is_shown(sampler):
     seen, sigmas = [], geometric_ladder(1.0, 0.1, 6)
-    sampler(gaussian, torch.randn(3, 2), sigmas, callback=seen.append)
+    sampler(gaussian, torch.randn(3, 2), sigmas=sigmas, callback=seen.append)
     assert [state.level for state in seen] == sorted(state.level for state in seen)
     assert {state.level for state in seen} == set(range(6))
     for state in seen:
@@ -82,23 +75,22 @@ def test_every_update_is_shown(sampler):
     assert not any(torch.equal(a.x, b.x) for a, b in pairwise(seen))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_score_that_is_not_finite_is_named_with_evaluation_and_sigma(name):
-    """The first level below 0.3 is the fourth of six."""
-
+@every
+def test_a_score_that_is_not_finite_is_named_with_evaluation_and_sigma(sampler):
     def broken(x, sigma):
+        asked.append(sigma)
         return torch.where(per_sample(sigma, x) < 0.3, torch.nan, gaussian(x, sigma))
 
-    first = {"predictor-corrector": 10, "heun": 6}.get(name, 4)
-    message = rf"not finite at evaluation {first} \(sigma = 0\.2512\)"
-    with pytest.raises(FloatingPointError, match=message):
-        SAMPLERS[name](broken, torch.randn(3, 2), geometric_ladder(1.0, 0.1, 6))
+    asked = []
+    with pytest.raises(FloatingPointError, match=r"\(sigma = 0\.2512\)") as error:
+        sampler(broken, torch.randn(3, 2), sigmas=geometric_ladder(1.0, 0.1, 6))
+    assert f"not finite at evaluation {len(asked)} " in str(error.value)
 
 
 @every
 def test_a_ladder_that_rises_is_refused(sampler):
     with pytest.raises(ValueError, match=r"level|Ladder|ladder"):
-        sampler(gaussian, torch.randn(3, 2), torch.tensor([0.1, 1.0]))
+        sampler(gaussian, torch.randn(3, 2), sigmas=torch.tensor([0.1, 1.0]))
 
 
 # --- evaluations -------------------------------------------------------------------------------
@@ -107,18 +99,19 @@ def test_a_ladder_that_rises_is_refused(sampler):
 @pytest.mark.parametrize(
     ("name", "evaluations"),
     [
-        ("consistent", 6),
-        ("reverse", 6),
-        ("predictor-corrector", 18),
-        ("euler", 6),
-        ("heun", 11),
-        ("multistep", 6),
+        ("annealed_langevin", 12),
+        ("consistent_annealed", 6),
+        ("consistent_annealed denoise=True", 7),
+        ("reverse_diffusion", 12),
+        ("probability_flow method=euler", 6),
+        ("probability_flow", 11),
+        ("probability_flow method=multistep", 6),
     ],
 )
 def test_evaluations_are_as_many_as_promised_and_at_the_ladders_levels(name, evaluations):
     sigmas = geometric_ladder(1.0, 0.1, 6)
     score, asked = counting(gaussian)
-    SAMPLERS[name](score, torch.randn(2, 2), sigmas)
+    SAMPLERS[name](score, torch.randn(2, 2), sigmas=sigmas)
     assert len(asked) == evaluations
     assert set(asked) <= {round(s, 6) for s in sigmas.tolist()}
 
@@ -162,7 +155,9 @@ def test_consistency_is_that_of_a_single_point(eta):
 def test_consistent_annealing_denoises_only_when_asked(denoise):
     x, sigmas, states = torch.randn(3, 2), geometric_ladder(1.0, 0.1, 6), []
     score, asked = counting(gaussian)
-    got = SAMPLERS["consistent"](score, x, sigmas, denoise=denoise, callback=states.append)
+    got = consistent_annealed(
+        score, x, sigmas, epsilon=0.012, denoise=denoise, callback=states.append
+    )
     last = states[-1].x
     assert len(asked) == 6 + denoise
     expected = last + 0.01 * gaussian(last, sigmas[-1:].expand(3)) if denoise else last

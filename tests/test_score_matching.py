@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from registry import OBJECTIVES, sigma_of, ways
 from scores import (
     MATRIX,
     MIXTURE,
@@ -58,12 +59,6 @@ SLICED = {
 every_sliced_loss = pytest.mark.parametrize("loss", SLICED.values(), ids=SLICED.keys())
 
 
-def sigma_of(x):
-    """A level for each sample that follows it through every shuffle."""
-    first = x.flatten(1)[:, 0]
-    return LADDER.to(x)[(first > 0).long() + (first > 1).long()]
-
-
 def vincent(score, x, sigma, **options):
     """The denoising loss of one σ, for a score that is not told it, without a weight."""
     sigma = one_level(x, sigma)
@@ -72,35 +67,24 @@ def vincent(score, x, sigma, **options):
     )
 
 
-# Every objective as a function of the score, the data x, directions v and noise z.
+def given_all(case):
+    """A loss as a function of the score, the data x, directions v and noise z."""
+
+    def loss(score, x, v, z):
+        drawn = {"v": v}
+        if "sigma" in case.options and "sigma" not in case.way:
+            score = unconditional(score)
+            drawn |= {"sigma": sigma_of(x, LADDER), "noise": z}
+        return case(score, x, **{name: drawn[name] for name in drawn if name in case.options})
+
+    return loss
+
+
 LOSSES = {
-    "explicit": lambda s, x, v, z: explicit_score_matching(s, x, torch.neg),
-    "denoising": lambda s, x, v, z: vincent(s, x, SIGMA, noise=z),
-    "floor": lambda s, x, v, z: denoising_floor(unconditional(s), x, sigma_of(x)),
-    "finite differences": lambda s, x, v, z: finite_difference_score_matching(s, x, v=v),
-    "multilevel denoising": lambda s, x, v, z: denoising_score_matching(
-        unconditional(s), x, sigma_of(x), noise=z
-    ),
-    "multilevel finite differences": lambda s, x, v, z: finite_difference_score_matching(
-        unconditional(s), x, sigma_of(x), noise=z, v=v
-    ),
+    name: given_all(case)
+    for name, case in (OBJECTIVES | ways(denoising_floor)).items()
+    if "kind" not in case.way
 }
-for method in TRACE_METHODS:
-    LOSSES[f"implicit {method}"] = functools.partial(
-        lambda s, x, v, z, method: implicit_score_matching(s, x, method=method), method=method
-    )
-for name, loss in (("SSM", sliced_score_matching), ("SSM-VR", sliced_score_matching_vr)):
-    for mode in MODES:
-        LOSSES[f"{name} {mode}"] = functools.partial(
-            lambda s, x, v, z, loss, mode: loss(s, x, v=v, mode=mode), loss=loss, mode=mode
-        )
-        LOSSES[f"multilevel {name} {mode}"] = functools.partial(
-            lambda s, x, v, z, loss, mode: loss(
-                unconditional(s), x, sigma_of(x), noise=z, v=v, mode=mode
-            ),
-            loss=loss,
-            mode=mode,
-        )
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
@@ -494,7 +478,7 @@ def image_network():
     return refine_net, x, v, z
 
 
-@pytest.mark.parametrize("family", ["SSM", "SSM-VR", "multilevel SSM", "multilevel SSM-VR"])
+@pytest.mark.parametrize("family", ["sliced_score_matching", "sliced_score_matching_vr"])
 def test_both_modes_train_the_image_network_alike(image_network, family):
     """The gradient too: torch's own instance normalization would miss it by a fifth."""
     refine_net, *given = image_network
@@ -502,7 +486,7 @@ def test_both_modes_train_the_image_network_alike(image_network, family):
     def score(x):
         return refine_net(x, torch.tensor([0, 1]))
 
-    losses = {mode: LOSSES[f"{family} {mode}"](score, *given) for mode in MODES}
+    losses = {way: LOSSES[family + way](score, *given) for way in ("", " mode=forward")}
     torch.testing.assert_close(*losses.values(), rtol=1e-4, atol=1e-4)
     grads = [gradient(refine_net.parameters(), values) for values in losses.values()]
     assert torch.isfinite(grads[0]).all()
@@ -511,10 +495,10 @@ def test_both_modes_train_the_image_network_alike(image_network, family):
     torch.testing.assert_close(*[g / scale for g in grads], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["explicit", "denoising", "finite differences"])
+@pytest.mark.parametrize("name", ["explicit", "denoising", "finite_difference"])
 def test_objectives_without_a_derivative_train_the_image_network(image_network, name):
     refine_net, *given = image_network
-    losses = LOSSES[name](lambda x: refine_net(x, torch.tensor([0, 1])), *given)
+    losses = LOSSES[f"{name}_score_matching"](lambda x: refine_net(x, torch.tensor([0, 1])), *given)
     got = gradient(refine_net.parameters(), losses)
     assert losses.shape == (2,)
     assert torch.isfinite(got).all()
@@ -691,10 +675,9 @@ def test_an_empty_stack_of_directions_is_refused(loss):
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (4, 1, 2), (4, 3, 1), (4, 2, 2), (1, 4, 3, 2)])
-@pytest.mark.parametrize("name", ["SSM reverse", "SSM-VR forward", "finite differences", "multi"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if "finite" in name or "sliced" in name])
 def test_directions_of_another_shape_are_refused(name, shape):
     """Some of them would broadcast silently."""
-    name = {"multi": "multilevel SSM-VR reverse"}.get(name, name)
     message = rf"\[count, \*\(3, 2\)\].*got \({', '.join(map(str, shape))}\)"
     v = torch.ones(shape, dtype=torch.float64)
     with without_type_checks(), pytest.raises(ValueError, match=message):

@@ -46,17 +46,32 @@ TESTS = {
     "pretrained": "test_checkpoints",
     "run": "test_training",
     "training": "test_training",
-    "samplers/langevin": "test_langevin",
-    "samplers/mala": "test_langevin test_museum_of_bugs",
-    "samplers/annealed": "test_samplers test_museum_of_bugs",
-    "samplers/consistent": "test_samplers_beyond",
-    "samplers/reverse": "test_samplers_beyond",
-    "samplers/ode": "test_samplers_beyond",
-    "samplers/inpainting": "test_inpainting",
-    "samplers/state": "test_samplers test_langevin",
+    "samplers/state": "test_samplers test_langevin test_samplers_beyond",
 }
 EVERYWHERE = "test_properties"
 SUITE = "not (browser or colab or stress)"
+NOT_NEEDED = {"test_benchmarks", "test_checks", EVERYWHERE}  # two are slow, one is run anyway
+
+
+def tests_of_samplers() -> dict[str, str]:
+    """The modules of `ncsn_core.samplers`, with the tests that import one of their names or all."""
+    imported = {}
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        imported[path.stem] = {
+            a.name for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names
+        }
+    found = {}
+    for path in sorted((ROOT / "ncsn_core" / "samplers").glob("[a-z]*.py")):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        own = {node.name for node in body if isinstance(node, ast.FunctionDef)} | {"SAMPLERS"}
+        found[f"samplers/{path.stem}"] = " ".join(
+            test for test, names in imported.items() if names & own and test not in NOT_NEEDED
+        )
+    return found
+
+
+TESTS = tests_of_samplers() | TESTS
 
 
 class Mutant(NamedTuple):

@@ -17,7 +17,7 @@ from ncsn_core._types import Batch, Ladder, LogDensity, NoiseConditional, PerSam
 from ncsn_core.divergence import exact_divergence
 from ncsn_core.errors import UnknownNameError
 from ncsn_core.parametrizations import denoiser_from_score
-from ncsn_core.samplers.state import Callback, State, checked, sampler
+from ncsn_core.samplers.state import Callback, State, checked, guarded, sampler
 from ncsn_core.schedules import validate_ladder
 
 Method = Literal["euler", "heun", "multistep"]
@@ -88,7 +88,7 @@ class Solution(NamedTuple):
     evaluations: int
 
 
-@sampler()
+@guarded()
 def solve_probability_flow(
     score: NoiseConditional,
     x: Batch,

@@ -41,10 +41,25 @@ Callback = Callable[[State], None]
 Sampler = TypeVar("Sampler", bound=Callable[..., Any])
 
 SMALLER_STEPS = "a smaller epsilon may help"
+SAMPLERS: dict[str, Callable[..., Any]] = {}  # name → function, of what `sampler` has decorated
 
 
 def sampler(advice: str = "") -> Callable[[Sampler], Sampler]:
-    """A decorator of samplers: no gradients, and every answer of the score is checked.
+    """A decorator of samplers: what `guarded` does, and a place in `ncsn_core.samplers.SAMPLERS`.
+
+    Whoever goes through them (tests, the API page, mutants) reads in the signature how to call one:
+    whether it takes `sigmas`, and what else has no default.
+    """
+
+    def decorate(function: Sampler) -> Sampler:
+        sample = SAMPLERS[function.__name__] = guarded(advice)(function)
+        return sample
+
+    return decorate
+
+
+def guarded(advice: str = "") -> Callable[[Sampler], Sampler]:
+    """A decorator for what asks a score: no gradients, and every answer of the score is checked.
 
     Args:
         advice: what the user can do about a score that is not finite.
