@@ -209,8 +209,8 @@ DEFECTS += [
     ),
     edit(
         "the runs averaged before their scatter",
-        "share = mixture.responsibilities(made)[:, 1].reshape(gan_runs, -1).mean(1)",
-        "share = mixture.responsibilities(made)[:, 1].mean().expand(gan_runs)",
+        "share = mixture.responsibilities(made)[:, 1].reshape(gan_runs, -1)",
+        "share = mixture.responsibilities(made)[:, 1].mean().expand(gan_runs, 1)",
         "01_generative_models",
         "103",
     ),
@@ -317,8 +317,8 @@ DEFECTS += [
     ),
     edit(
         "fractions in place of variances",
-        "[part][:, 1] for part in",
-        "[part][:, 0] for part in",
+        'part: bundle.tensors("annealed")[part][:, 1]',
+        'part: bundle.tensors("annealed")[part][:, 0]',
         "09_slow_mixing",
         "120 convolved",
         "120 replaced",
@@ -353,8 +353,8 @@ DEFECTS += [
     ),
     edit(
         "the method compared with itself",
-        '("annealing", "no_annealing"), ("conditioning", "unconditional")',
-        '("annealing", "ncsn"), ("conditioning", "ncsn")',
+        '{"annealing": "no_annealing", "conditioning": "unconditional"}',
+        '{"annealing": "ncsn", "conditioning": "ncsn"}',
         "12_experiments",
         "24 annealing",
         "24 conditioning",

@@ -51,5 +51,5 @@ def test_what_is_shown_is_markdown(monkeypatch):
     show.body(documented)
     assert shown == [
         "| a |\n| --- |\n| 1 |",
-        "```python\n# a comment\ny = x + 1\nreturn y\n```",
+        f"`{__name__}.py`, `documented`:\n\n```python\n# a comment\ny = x + 1\nreturn y\n```",
     ]

@@ -15,8 +15,13 @@ def table(header: Iterable[Any], *rows: Iterable[Any]) -> None:
 
 
 def body(function: Callable[..., Any]) -> None:
-    """Display the code of a function without its signature and docstring."""
-    display(Markdown(f"```python\n{body_of(function)}\n```"))
+    """Display the code of a function of the package, and where it stands.
+
+    Without its signature and docstring.
+    """
+    file = function.__module__.replace(".", "/")
+    lines = f"`{file}.py`, `{function.__qualname__}`:\n\n```python\n{body_of(function)}\n```"
+    display(Markdown(lines))
 
 
 def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
