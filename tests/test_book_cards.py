@@ -1,16 +1,19 @@
 """Model cards and the front page's pictures are made from the records alone."""
 
+import base64
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 from ncsn_book import gallery
 from ncsn_core import pretrained
 from ncsn_core.book.cards import card, results_card
+from ncsn_core.book.figures import mosaic
 from ncsn_core.book.show import markdown_table
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
@@ -109,28 +112,38 @@ def test_results_stand_beside_floor_and_ceiling_with_their_count():
     assert f"{bundle.metrics['fid']['samples']:,.1f}" in text
 
 
-def test_the_sheet_shows_the_first_samples_in_order():
-    images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 4, 4) * 20
-    sheet = np.asarray(gallery.sample_sheet(images, columns=3, enlarge=1))
-    assert sheet[0, 0] == 0
-    assert sheet[0, 6] == 20
-    assert sheet[-1, -1] == 160  # nine of twelve
-
-
-def test_the_animation_ends_on_the_last_moment():
-    frames = torch.zeros(3, 4, 1, 4, 4, dtype=torch.uint8)
-    frames[-1] = 255
-    picture = Image.open(io.BytesIO(gallery.emerging(frames, enlarge=1)))
-    assert picture.n_frames >= 3
-    picture.seek(picture.n_frames - 1)
-    assert np.asarray(picture.convert("L")).min() == 255
-
-
-def test_the_front_page_shows_the_shipped_network():
-    expected = gallery.sample_sheet(
-        pretrained.load("mnist").bundle(gallery.BUNDLE).tensors("results")["samples"]
-    )
-    with Image.open(STATIC / "mnist_samples.png") as shown:
+def test_the_readme_shows_the_first_samples_of_the_shipped_network(tmp_path):
+    drawn = gallery.write(tmp_path)
+    with Image.open(STATIC / drawn.name) as shown, Image.open(drawn) as expected:
         assert np.array_equal(np.asarray(shown.convert("L")), np.asarray(expected)), (
-            "the front page shows other samples: run `ncsn book gallery`"
+            "the README shows other samples: run `make gallery`"
         )
+
+
+def test_the_front_page_ends_where_the_chains_end():
+    found = re.findall(r'base64,([^"]+)".*?data-label="([^"]+)"', gallery.emerging())
+    assert found[0][1] == "σ = 1, step 1"
+    assert found[-1][1] == "σ = 0.01, step 1000"
+    frames = pretrained.load("mnist").bundle(gallery.BUNDLE).tensors("results")["frames"]
+    with Image.open(io.BytesIO(base64.b64decode(found[-1][0]))) as picture:
+        shown = np.asarray(picture.convert("L")).astype(int)
+    assert np.abs(shown - 255 * mosaic(frames[-1])).max() <= 255 / 14 + 1  # eight levels
+
+
+def figure(gray):
+    file = io.BytesIO()
+    Image.new("L", (600, 300), gray).save(file, "PNG")
+    png = base64.b64encode(file.getvalue()).decode()
+    look = {"image": {"alt": f"Gray <{gray}>."}, "figure": {"name": f"fig-{gray}"}}
+    outputs = [new_output("stream", text="1\n"), new_output("display_data", {"image/png": png})]
+    return new_code_cell("draw()", outputs=outputs, metadata={"mystnb": look})
+
+
+def test_a_thumbnail_is_the_figure_that_is_named():
+    notebook = new_notebook(cells=[new_markdown_cell("# T"), figure(10), figure(20), figure(30)])
+    html = gallery.thumbnail(notebook, "fig-20")
+    assert 'alt="Gray &lt;20&gt;."' in html
+    with Image.open(io.BytesIO(base64.b64decode(html.split("base64,")[1][:-2]))) as picture:
+        assert picture.size == (345, 300)  # the left part
+        assert picture.convert("RGBA").getpixel((0, 0)) == (20, 20, 20, 255)
+    assert gallery.thumbnail(notebook, "fig-40") == ""

@@ -47,8 +47,8 @@ def test_with_an_address_every_button_leads_to_it(options):
 
 
 def test_the_wheel_lies_beside_the_site():
-    assert colab.wheel_address(URL, "0.1.0") == WHEEL
-    assert colab.wheel_address(URL + "/", "0.1.0") == WHEEL
+    for url in (URL, URL + "/"):
+        assert f"{colab.site_address(url)}ncsn_core-0.1.0-py3-none-any.whl" == WHEEL
 
 
 def test_a_published_notebook_installs_the_package_first_and_picks_the_device():

@@ -17,7 +17,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def site():
     """The address of the site, served from `_build/html`."""
     if not (HTML / "index.html").is_file():
-        pytest.fail("there is no site to look at: run `ncsn book html` first")
+        pytest.fail("there is no site to look at: run `make html` first")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):

@@ -1,6 +1,6 @@
 """The rendered site as readers meet it: offline, in light and dark, on a phone, by keyboard.
 
-Needs the site in `_build/html` (`ncsn book html`); `make browser` builds it first.
+Needs the site in `_build/html` (`make html`); `make browser` builds it first.
 """
 
 import gzip
@@ -25,6 +25,11 @@ PAGES = sorted(
 CONTENT = [page for page in PAGES if page.startswith(("book/", "notebooks/"))]
 CHAPTERS = [page for page in CONTENT if page.startswith("notebooks/") and page.count("/") == 1]
 MEGABYTE = 1_000_000
+IS_WHITE = """(image) => {
+    const canvas = document.createElement('canvas').getContext('2d');
+    canvas.drawImage(image, 0, 0);
+    return canvas.getImageData(0, 0, 1, 1).data.every(value => value > 250);
+}"""
 TEXT = ("text/", "javascript", "json", "svg")
 
 
@@ -56,9 +61,13 @@ def test_a_page_is_whole_and_everybody_can_read_it(visit, path):
             wrong: [...document.querySelectorAll('mjx-merror')].map(m => m.textContent),
             broken: [...document.images].filter(i => !i.naturalWidth).map(i => i.src),
             silent: [...document.images].filter(i => !i.alt.trim()).map(i => i.src),
-        })"""
+            clipped: [...document.querySelectorAll('div.math')]
+                .filter(m => m.scrollWidth > m.clientWidth + 2).map(m => m.textContent),
+            cards: [...document.querySelectorAll('.cell_output img')].filter(isWhite)
+                .map(i => i.alt),
+        })""".replace("isWhite", IS_WHITE)
     )
-    assert found == {"untypeset": [], "wrong": [], "broken": [], "silent": []}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
     assert sum(map(travels, here.responses)) <= 2 * MEGABYTE
     if path in CONTENT:
         assert complaints_of_axe(page) == {"light": [], "dark": []}
@@ -136,9 +145,9 @@ def test_the_keyboard_reaches_content_search_and_solutions(visit):
     assert "toggle-hidden" not in solution.get_attribute("class")
 
 
-def test_a_slider_moves_by_keyboard(visit):
+def test_a_player_moves_by_keyboard(visit):
     page = visit().open("notebooks/11_annealed_langevin.html")
-    box = page.locator(".ncsn-slider").first
+    box = page.locator(".ncsn-player").first
     before = box.locator("output").inner_text()
     box.locator("input").focus()
     page.keyboard.press("ArrowRight")
@@ -156,3 +165,39 @@ def test_light_and_dark_can_be_switched(visit):
         themes.add(page.evaluate("document.documentElement.dataset.theme"))
         page.locator("button.theme-switch-button").first.click()
     assert themes == {"light", "dark"}
+
+
+def test_a_guess_is_kept_and_met_again(visit):
+    page = visit().open("notebooks/10_ncsn.html")
+    recap, form = page.locator(".ncsn-recap"), page.locator(".ncsn-guess").first
+    assert not recap.is_visible()
+    form.locator("input").fill("a factor of ten")
+    page.keyboard.press("Enter")
+    page.reload()
+    assert form.locator("input").input_value() == "a factor of ten"
+    assert "Your guess: a factor of ten" in recap.inner_text()
+
+
+def test_chapters_figures_and_formulas_have_numbers(visit):
+    page = visit().open("notebooks/10_ncsn.html")
+    assert page.title().startswith("10. ")
+    assert page.locator("article h1").inner_text().startswith("10. ")
+    captions = page.locator(".caption-number").all_inner_texts()
+    assert len(captions) > 3
+    assert all(re.fullmatch(r"(Fig\.|Table|Exercise) 10\.\d+ ?", caption) for caption in captions)
+    assert page.locator("span.eqno").first.inner_text().startswith("(10.1)")
+    assert page.locator("nav.bd-links").get_by_text("10. Noise", exact=False).count() == 1
+
+
+def test_on_a_phone_a_row_of_a_table_is_a_card(visit):
+    page = visit(viewport={"width": 390, "height": 844}).open("book/scorecard.html")
+    cell = page.locator("table[data-cards] tbody td").nth(1)
+    assert cell.locator(".ncsn-head").inner_text() == "Verdict"
+    assert cell.bounding_box()["width"] > 250
+
+
+def test_a_link_to_a_claim_opens_it(visit):
+    page = visit().open("book/scorecard.html")
+    assert not page.locator("#claim-19").is_visible()
+    page.goto(page.url + "#claim-19")
+    assert page.locator("#claim-19").is_visible()

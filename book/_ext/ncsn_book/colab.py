@@ -14,8 +14,8 @@ from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+from ncsn_book.execution import read, to_bytes
 from ncsn_book.pages import shown
-from ncsn_core.book.notebook import read, to_bytes
 
 SETUP_ID = "ncsn-setup"
 BRANCH = "gh-pages"
@@ -41,16 +41,17 @@ DEVICE = re.compile(r'^device = "cpu"', re.MULTILINE)
 PICK = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
 
 
-def wheel_address(repository: str, version: str) -> str:
-    """Where the site of a GitHub repository keeps the package's wheel."""
+def site_address(repository: str) -> str:
+    """Where a GitHub repository shows its site, and the package's wheel beside it."""
     owner, name = urlparse(repository).path.strip("/").split("/")
-    return f"https://{owner.lower()}.github.io/{name}/ncsn_core-{version}-py3-none-any.whl"
+    return f"https://{owner.lower()}.github.io/{name}/"
 
 
 def configure(app: Sphinx, config: Config) -> None:
     """Add the buttons that lead to the repository, if there is one."""
     options = config.html_theme_options
     if options.get("repository_url"):
+        config.ogp_site_url = site_address(options["repository_url"])
         config.html_theme_options = {
             **options,
             "repository_branch": BRANCH,
@@ -69,7 +70,8 @@ def publish(app: Sphinx, error: Exception | None) -> None:
     repository = app.config.html_theme_options.get("repository_url")
     if not repository or error is not None:
         return
-    wheel = wheel_address(repository, metadata.version("ncsn-core"))
+    version = metadata.version("ncsn-core")
+    wheel = f"{site_address(repository)}ncsn_core-{version}-py3-none-any.whl"
     for page, path in shown(app).items():
         offered = Path(app.outdir) / "_sources" / page
         if offered.is_file():

@@ -1,38 +1,83 @@
-"""The pictures of the front page, made from the results that ship with a checkpoint."""
+"""The pictures of the front page, from what ships and from the chapters themselves."""
 
+import base64
+import html
+import io
 from pathlib import Path
 
 import numpy as np
+import torch
+from nbformat import NotebookNode
 from PIL import Image
 from torch import Tensor
 
-from ncsn_core.book.animation import animated_png
-from ncsn_core.book.style import mosaic
-from ncsn_core.files import write_atomically
-from ncsn_core.pretrained import Model
+import ncsn_core.pretrained as pretrained
+from ncsn_core.book import player
+from ncsn_core.book.figures import mosaic
+from ncsn_core.schedules import geometric_ladder
 
-BUNDLE = "epsilon_2e-5"
-
-
-def sample_sheet(images: Tensor, columns: int = 10, enlarge: int = 2) -> Image.Image:
-    """The first samples in drawing order, `columns` × `columns` of them, on white."""
-    sheet = (mosaic(images[: columns**2], columns) * 255).round().astype(np.uint8)
-    return Image.fromarray(sheet.repeat(enlarge, 0).repeat(enlarge, 1))
+CHECKPOINT, BUNDLE = "mnist", "epsilon_2e-5"
 
 
-def emerging(frames: Tensor, *, enlarge: int = 2) -> bytes:
-    """An animated PNG of chains: uint8 frames [moments, chains, 1, height, width] as a square."""
-    pictures = [(mosaic(frame) * 255).round().astype(np.uint8) for frame in frames]
-    return animated_png(
-        np.stack(pictures), duration_ms=90, hold_last_ms=2500, levels_of_grey=16, enlarge=enlarge
+def write(folder: Path) -> Path:
+    """Write `mnist_samples.png`, the first hundred samples in drawing order; return its path."""
+    path = folder / f"{CHECKPOINT}_samples.png"
+    sheet = (mosaic(_results()["samples"][:100], 10) * 255).round().astype(np.uint8)
+    Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(path, optimize=True)
+    return path
+
+
+def emerging() -> str:
+    """Sixteen chains of Algorithm 1 behind a slider, in eight levels of gray, as HTML."""
+    frames, metrics = _results()["frames"], _model().bundle(BUNDLE).metrics
+    steps = metrics["steps_per_level"]
+    config = _model().config
+    sigmas = geometric_ladder(config["sigma_max"], config["sigma_min"], config["levels"])
+    moments = torch.linspace(0, len(sigmas) * steps - 1, len(frames)).round().long()
+    chosen = [*range(0, len(frames) - 1, 2), len(frames) - 1]
+    return player.player_html(
+        [np.rint(7 * mosaic(frames[i])) / 7 for i in chosen],
+        [f"σ = {sigmas[t // steps]:.2g}, step {t + 1}" for t in moments[chosen].tolist()],
+        name="Noise level",
+        alt="Sixteen squares of static on their way to handwritten digits, at",
+        interval_ms=150,
+        hold_ms=2500,
+        enlarge=3,
     )
 
 
-def write(model: Model, folder: Path) -> list[Path]:
-    """Write `NAME_samples.png` and `NAME_emerging.png` for a checkpoint; returns their paths."""
-    results = model.bundle(BUNDLE).tensors("results")
-    samples = folder / f"{model.name}_samples.png"
-    animation = folder / f"{model.name}_emerging.png"
-    sample_sheet(results["samples"]).save(samples, optimize=True)
-    write_atomically(animation, emerging(results["frames"]))
-    return [samples, animation]
+def thumbnail(notebook: NotebookNode, name: str) -> str:
+    """A figure of a notebook by its name, small, as an HTML image; empty where there is none.
+
+    Of a wide figure it is the left part.
+    """
+    drawn = {
+        cell.metadata.get("mystnb", {}).get("figure", {}).get("name"): (cell.metadata, output)
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    }
+    if name not in drawn:
+        return ""
+    metadata, output = drawn[name]
+    with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as picture:
+        small = picture.convert("RGBA").crop((0, 0, *_left(*picture.size)))
+    small.thumbnail((480, 360))
+    file = io.BytesIO()
+    small.quantize(64, Image.Quantize.FASTOCTREE).save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    alt = html.escape(metadata.mystnb.image.alt)
+    return f'<img class="ncsn-thumbnail" alt="{alt}" src="data:image/png;base64,{data}">'
+
+
+def _left(width: int, height: int) -> tuple[int, int]:
+    """The size of the left part of a wide picture: its first panel, or the first of its images."""
+    return min(width, round(1.15 * height)), height
+
+
+def _model() -> pretrained.Model:
+    return pretrained.load(CHECKPOINT)
+
+
+def _results() -> dict[str, Tensor]:
+    return _model().bundle(BUNDLE).tensors("results")
