@@ -17,6 +17,10 @@ WORKERS ?= 2
 # Like pip, uv then trusts the certificates that the machine trusts.
 export UV_SYSTEM_CERTS ?= 1
 
+# The book's extension: it executes the chapters, and with it jupyter-book renders the site.
+EXTENSION := PYTHONPATH=book/_ext $(BIN)/python -m ncsn_book
+RENDER := PYTHONWARNINGS=ignore $(BIN)/jupyter-book build . -q -W -n --keep-going
+
 ALONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 APART := browser or colab or stress
 CHECKED := --jaxtyping-packages=ncsn_core,beartype.beartype --timeout=300
@@ -26,7 +30,7 @@ step = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env book html refresh serve test quick lint types environment unit notebooks strict browser test-colab stress links lock clean
+.PHONY: help env book execute html refresh gallery serve test quick lint types environment unit notebooks strict browser test-colab stress links lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z-]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,17 +52,25 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-book: $(INSTALLED) ## execute every chapter (cached), build the site, print its path and the claims
-	@$(BIN)/ncsn book build
+book: execute ## execute every chapter (cached), build the site, print the claims and its path
+	@NCSN_EXECUTED=1 $(RENDER)
+	@$(EXTENSION) scorecard
+	@echo 'Open $(CURDIR)/_build/html/index.html'
+
+execute: $(INSTALLED) ## execute what has changed (ARGS="10_ncsn --force", ARGS=--help)
+	@$(EXTENSION) execute $(ARGS)
 
 html: $(INSTALLED) ## build the site from the stored outputs, executing nothing
-	@$(BIN)/ncsn book html
+	@$(RENDER)
 
-refresh: $(INSTALLED) ## execute every chapter and store the outputs in notebooks/
-	@$(BIN)/ncsn book refresh
+refresh: $(INSTALLED) ## execute what has changed and store the outputs in notebooks/ (ARGS as above)
+	@$(EXTENSION) refresh $(ARGS)
 
-serve: $(INSTALLED) ## show the built site in a browser
-	@$(BIN)/ncsn book serve
+gallery: $(INSTALLED) ## draw the front page's pictures from the results that ship
+	@$(EXTENSION) gallery
+
+serve: ## show the built site at http://127.0.0.1:8000/
+	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
 test: lint types environment unit notebooks strict browser ## run every check below, one after the other
 	$(call step,test: all checks passed)
@@ -67,11 +79,12 @@ quick: lint types ## lint, types and the fast tests, for the while of writing (o
 	$(call step,quick: the tests that start nothing and take seconds at most)
 	@$(ALONE) -n $(WORKERS) --dist loadfile -m 'not (slow or serial or $(APART))' --timeout=300 $(ARGS)
 
-lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; directions of imports; the workflows
-	$(call step,lint: ruff and the workflows)
+lint: $(INSTALLED) ## - ruff: lint and format, notebooks included; imports; claims; workflows
+	$(call step,lint: ruff and what else reads text)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@mkdir -p _build && $(BIN)/lint-imports --no-cache > _build/imports.txt || { cat _build/imports.txt; exit 1; }
+	@$(BIN)/check-jsonschema --schemafile book/claims.schema.json book/claims.yml
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/zizmor --offline --quiet .github
 
@@ -95,7 +108,8 @@ notebooks: $(INSTALLED) ## - nbval: execute the notebooks, compare with the stor
 
 strict: $(INSTALLED) ## - build the site from the stored outputs, warnings being errors
 	$(call step,strict: the site from the stored outputs)
-	@$(BIN)/ncsn book html --strict
+	@rm -rf _build/html _build/.doctrees
+	@$(RENDER)
 
 browser: strict ## - a browser looks at every page: offline, light and dark, on a phone
 	$(call step,browser: Chromium over the site)

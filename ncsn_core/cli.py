@@ -1,4 +1,4 @@
-"""The command line `ncsn`, also `python -m ncsn_core`: train, sample, evaluate, and the book.
+"""The command line `ncsn`, also `python -m ncsn_core`: train, sample, evaluate.
 
 Every command imports what it needs: torch takes seconds, and help and mistakes need none.
 """
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import ncsn_core
-from ncsn_core.book.cli import book
 from ncsn_core.distributed import close, global_rank
 from ncsn_core.errors import NCSNError
 
@@ -35,12 +34,7 @@ def cli() -> None:
         ncsn evaluate runs/mnist-cpu-0 --profile cpu
     Bring a checkpoint of the authors' code:
         ncsn convert checkpoint.pth runs/official --preset cifar10
-    Build the book, from a checkout:
-        ncsn book build
     """
-
-
-cli.add_command(book)
 
 
 def device_option(command: Any) -> Any:

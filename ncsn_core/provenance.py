@@ -192,10 +192,11 @@ def watch() -> None:
 def loaded() -> list[str]:
     """What this process has loaded of the package: its modules, and all since `watch`.
 
-    Paths begin with the package's name.
+    Paths begin with the package's name.  Folders of modules are left out, which every import lists.
     """
     name = PACKAGE.name
     modules = [sys.modules[module] for module in sys.modules if module.split(".")[0] == name]
     paths = {str(module.__file__) for module in modules} | {p for p in _opened if name in p}
     inside = {path for path in map(Path.resolve, map(Path, paths)) if path.is_relative_to(PACKAGE)}
-    return sorted(path.relative_to(PACKAGE.parent).as_posix() for path in inside)
+    kept = (p for p in inside if "__pycache__" not in p.parts and not (p / "__init__.py").exists())
+    return sorted(path.relative_to(PACKAGE.parent).as_posix() for path in kept)

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from ncsn_book import execution
 from ncsn_core import checkpoints, generation, training
-from ncsn_core.book import cache, runner
 from ncsn_core.config import load_config
 from ncsn_core.data.download import Archive, fetch
 from ncsn_core.networks import NoiseConditionalScore, RefineNet
@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 # A server that has imported what takes long forks a process for every life.
 processes = multiprocessing.get_context("forkserver")
-OURS = ["ncsn_core.training", "ncsn_core.generation", "ncsn_core.book.runner"]
+OURS = ["ncsn_core.training", "ncsn_core.generation", "ncsn_book.execution"]
 processes.set_forkserver_preload([*OURS, "torch._dynamo", "lightning_fabric", "papermill"])
 
 
@@ -130,8 +130,8 @@ def sample(folder: Path, count: int = 40) -> None:
 
 def execute(root: Path, notebook: Path) -> None:
     """A notebook."""
-    with cache.alone(root):
-        runner.execute(root, notebook, report=lambda line: None)
+    with execution.alone(root):
+        execution.execute(root, notebook, report=lambda line: None)
 
 
 def download(archive: Archive, root: Path) -> None:

@@ -1,20 +1,20 @@
 """What the build writes into pages: measured numbers, the scorecard, indexes."""
 
 import dataclasses
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from ncsn_book import inserts
+from ncsn_book import scorecard
+from ncsn_book.execution import BookError
 from ncsn_book.inserts import BLOCKS, ROLES, Book
 from ncsn_book.plot import band_plot
 from ncsn_core import checkpoints, pretrained
-from ncsn_core.book import claims, scorecard
+from ncsn_core.book import claims
 from ncsn_core.book.ledger import Band, Claim, Measurement
-from ncsn_core.book.tree import BookError
 from ncsn_core.provenance import PACKAGE
 
 CHAPTER = Path("notebooks/10_ncsn.ipynb")
@@ -52,14 +52,16 @@ def verdict(number, part, value):
 
 
 @pytest.fixture
-def book(tmp_path):
+def book():
     """A book of one chapter: claim 16 holds, one half of 24 fails, 28 is not measured."""
     outputs = [
         verdict(16, "", -0.98),
         verdict(24, "annealing", 3.0),
         verdict(24, "conditioning", 0.5),
     ]
-    exercise = ":::{admonition} Exercise 1: how many $x$?\n:class: tip\n\nCount.\n:::"
+    exercise = (
+        ":::{exercise} How many $x$?\n:label: exercise-10-1\n\nCount `x`\nof $y$. Then rest.\n:::"
+    )
     notebook = new_notebook(
         cells=[
             new_markdown_cell("# Networks of $s$"),
@@ -68,10 +70,8 @@ def book(tmp_path):
         ],
         metadata={"ncsn": {"device": "cpu", "threads": 1, "seconds": 3.2, "commit": "abc"}},
     )
-    path = tmp_path / CHAPTER.name
-    path.write_text(nbformat.writes(notebook))
-    table = scorecard.rows(LEDGER, claims.collect([path], LEDGER), {"10_ncsn"})
-    return Book(table, {CHAPTER: notebook})
+    notebooks = {CHAPTER: notebook}
+    return Book(scorecard.of(notebooks, LEDGER), notebooks)
 
 
 def test_a_measured_number_and_a_verdict_are_filled_in(book):
@@ -191,7 +191,8 @@ def test_what_does_not_exist_is_named(book, role, text, message):
 def test_the_scorecard_has_every_number_and_links_to_its_cell(book):
     text = BLOCKS["scorecard"](book)
     for number in LEDGER:
-        assert f"(claim-{number})=\n### {number}. Title {number}" in text
+        assert f"::::{{dropdown}} {number}. Title {number} <span" in text
+        assert f"(claim-{number})=\nA statement." in text
     assert 'href="../notebooks/10_ncsn.html#measured-24-annealing"' in text
     assert text.count("  - −0.98 [−0.98, −0.98] (a run) (<a") == 1
     assert text.count("within [−1.1, −0.9]") >= 2
@@ -210,25 +211,34 @@ def test_a_claim_without_note_and_outside_of_the_book_has_neither_note_nor_link(
     assert "Measured in 99_x: a setting." in text
     assert "  - −0.98 [−0.98, −0.98] (a run) \n" in text
     assert "<a href" not in text
-    assert text.splitlines()[-1] == "<small>Measured on device cpu, commit abc.</small>"
+    assert text.splitlines()[-3] == "<small>Measured on device cpu, commit abc.</small>"
 
 
-def test_the_overview_has_one_line_a_claim(book):
-    text = BLOCKS["overview"](book)
-    assert text.count("* - ") == 1 + len(LEDGER)
-    assert "{ref}`Title 16 <claim-16>`" in text
-    assert "{doc}`chapter\N{NO-BREAK SPACE}10 </notebooks/10_ncsn>`" in text
-
-
-def test_exercises_are_named_and_linked(book):
-    named = inserts.name_exercises(book.notebooks[CHAPTER].cells[2].source, CHAPTER)
-    assert named.splitlines()[:3] == [
-        ":::{admonition} Exercise 1: how many $x$?",
-        ":name: exercise-10_ncsn-1",
-        ":class: tip",
+def test_the_overview_has_one_line_a_claim_and_those_that_fail_come_first(book):
+    first, *rows = BLOCKS["overview"](book).split("* - ")[1:]
+    assert first.startswith("Claim\n  - Verdict")
+    assert [re.match(r"(\d+)\\\. {ref}`Title \1 <claim-\1>`", row)[1] for row in rows] == [
+        "24",
+        "28",
+        "16",
     ]
+    numbers = "a ratio: **3 [3, 3]** (at least 1)<br>another ratio: **0.5 [0.5, 0.5]** (at least 1)"
+    assert f"  - –\n  - {numbers}\n" in rows[0]
+    assert "  - −1\n  - the slope: **−0.98 [−0.98, −0.98]** (within [−1.1, −0.9])" in rows[2]
+    squares = re.findall(r'<a class="(\S+)" href="(\S+)" title="([^"]+)"', BLOCKS["summary"](book))
+    assert [kind for kind, *_ in squares] == ["fails", "not-measured", "holds"]
+    assert squares[0][1:] == ("scorecard.html#claim-24", "24. Title 24: fails")
+
+
+@pytest.mark.parametrize("text", ["10_ncsn:fig-no", "11_no:fig-x", "10_ncsn"])
+def test_a_thumbnail_is_of_a_figure_that_exists(book, text):
+    with pytest.raises(BookError, match="there is no figure '"):
+        ROLES["thumbnail"](text, book)
+
+
+def test_exercises_are_listed_with_links_and_titles(book):
     index = BLOCKS["exercises"](book)
-    assert "1. {ref}`how many $x$? <exercise-10_ncsn-1>`" in index
+    assert index.splitlines()[2:] == ["- {ref}`exercise-10-1`: **How many $x$?** Count `x` of $y$."]
 
 
 def test_a_notebook_without_exercises_is_left_out_of_their_list(book):

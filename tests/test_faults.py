@@ -21,8 +21,8 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
+from ncsn_book import execution
 from ncsn_core import checkpoints, pretrained
-from ncsn_core.book import cache
 from ncsn_core.data.download import Archive, fetch
 from ncsn_core.errors import CorruptFileError, NCSNError, UnwritableError
 from ncsn_core.files import exclusive
@@ -122,22 +122,25 @@ def book(tmp_path):
     (tmp_path / "requirements.lock").write_text("torch==2.6\n")
     cells = ["import time", *(f"time.sleep(0.3)\nprint({i})" for i in range(10))]
     (tmp_path / "notebooks").mkdir()
-    nbformat.write(new_notebook(cells=[new_code_cell(c) for c in cells]), tmp_path / NOTEBOOK)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    cells = [new_code_cell(cell) for cell in cells]
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / NOTEBOOK)
     return tmp_path
 
 
 @often(2, 24)
 def test_execution_survives_kills_and_leaves_no_kernel(book, kills, figures):
     source = (book / NOTEBOOK).read_bytes()
-    executed = cache.executed_path(book, NOTEBOOK)
+    executed = execution.executed_path(book, NOTEBOOK)
 
     def a_stored_copy_is_whole():
         assert (book / NOTEBOOK).read_bytes() == source
-        if cache.key_path(book, NOTEBOOK).exists():
+        if execution._made_path(book, NOTEBOOK).exists():
             assert nbformat.read(executed, as_version=4).cells[-1].outputs[0].text == "9\n"
-        with cache.alone(book):
+        with execution.alone(book):
             assert no_unfinished_file(book)
-        cache.key_path(book, NOTEBOOK).unlink(missing_ok=True)  # so that it is executed again
+        execution._made_path(book, NOTEBOOK).unlink(missing_ok=True)  # so that it is executed again
 
     died = lives.kill_often(
         lives.execute, book, NOTEBOOK, kills=kills, longest=4, check=a_stored_copy_is_whole

@@ -28,10 +28,10 @@ def loaded(statements: str, *arguments: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["book", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_help_needs_none_of_the_packages_that_compute(arguments):
     found = loaded("from ncsn_core.cli import main; main()", *arguments)
-    assert "ncsn_core.book.cli" in found
+    assert "ncsn_core.cli" in found
     assert not found & (HEAVY | {"torch", "numpy", "yaml", "IPython"})
 
 

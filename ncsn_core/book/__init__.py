@@ -1,6 +1,5 @@
-"""What only the book needs: its ledger of claims, notebook runner, site and figure style.
+"""What chapters import beside the science: claims and their ledger, figures, model cards.
 
-Chapters import `claims`, `style`, `show`, `animation`, `slider` and `cards`; the `ncsn book`
-commands use the rest.
-Each module is imported by its own name, so that a chapter never loads the build tools.
+Each module is imported by its own name.  What executes the chapters and makes the site is not in
+the package: it is the extension `book/_ext/ncsn_book` of the repository.
 """

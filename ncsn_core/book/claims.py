@@ -6,15 +6,14 @@ A chapter ends a measurement with
 
 which shows one line: verdict, number, interval and what that is, accepted band.  In words it is the
 same on every machine; nbval masks the numbers (`tests/nbval.cfg`).  The number at full precision,
-device and commit are recorded in the metadata of that output.
-`collect` reads these records back from executed notebooks.
+device and commit are recorded in the metadata of that output, which the scorecard is made from.
 """
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ncsn_core.provenance as here
@@ -42,8 +41,6 @@ class Verdict:
     value: float
     spread: tuple[float, float] | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    chapter: str | None = None
-    cell: int | None = None
     shown: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     @property
@@ -63,19 +60,15 @@ class Verdict:
         return self.outcome == HOLDS
 
     def __str__(self) -> str:
-        return f"{self._opening} {self._finding}"
+        return ": ".join(self.line())
 
     def markdown(self) -> str:
         """Return the same line with its opening in bold."""
-        return f"**{self._opening}** {self._finding}"
+        opening, finding = self.line()
+        return f"**{opening}:** {finding}"
 
-    @property
-    def _opening(self) -> str:
-        name = f"{self.claim} ({self.part})" if self.part else str(self.claim)
-        return f"Claim {name} {self.outcome}:"
-
-    @property
-    def _finding(self) -> str:
+    def line(self) -> tuple[str, str]:
+        """Return what the line says: which claim holds or fails, and what was found."""
         asked = self.measurement
         parts = [
             f"{asked.metric} is {self.measured()} ({asked.measured_over()})",
@@ -83,15 +76,13 @@ class Verdict:
             f"paper: {asked.paper_value}" if asked.paper_value else "",
             f"changed after looking: {asked.changed}" if asked.changed else "",
         ]
-        return "; ".join(part for part in parts if part) + "."
+        name = f"{self.claim} ({self.part})" if self.part else str(self.claim)
+        return f"Claim {name} {self.outcome}", "; ".join(filter(None, parts)) + "."
 
     def measured(self) -> str:
         """Return the measured value in three digits with its interval: `−0.98 [−1.01, −0.95]`."""
-        text = number_text(self.value, digits=3)
-        if self.spread is None:
-            return text
-        low, high = self.spread
-        return f"{text} [{number_text(low, digits=3)}, {number_text(high, digits=3)}]"
+        value, *ends = (number_text(n, digits=3) for n in (self.value, *(self.spread or ())))
+        return f"{value} [{', '.join(ends)}]" if ends else value
 
     def _ipython_display_(self) -> None:
         """Show nothing twice: `check` at the end of a cell has already shown its line."""
@@ -123,28 +114,28 @@ def check(
     other way round.
     """
     claim, name = _look_up(claim_id, part)
-    measurement = claim.parts[name]
-    if (measurement.interval is None) != (spread is None):
-        known = measurement.interval or "no interval"
+    interval = claim.parts[name].interval
+    if (interval is None) != (spread is None):
         raise LedgerError(
-            f"the ledger has {known!r} for claim {claim_id}: "
+            f"the ledger has {interval or 'no interval'!r} for claim {claim_id}: "
             f"{'give it as' if spread is None else 'leave away'} spread, or change the ledger"
         )
     number = _scalar(value)
-    record = here.record()
-    if provenance is not None:
-        record["measured"] = dict(provenance)
-    verdict = Verdict(
-        claim=claim.id,
-        part=name,
-        measurement=measurement,
-        value=number,
-        spread=_interval(spread, number),
-        record=record,
-        shown=True,
-    )
+    ends = None if spread is None else _interval(spread, number)
+    record: dict[str, Any] = {"claim": claim.id, "part": name, "value": number, "spread": ends}
+    record |= here.record() | ({} if provenance is None else {"measured": dict(provenance)})
+    verdict = dataclasses.replace(_verdict(record, claim), shown=True)
     _show(verdict)
     return verdict
+
+
+def from_metadata(record: Mapping[str, Any], ledger: Mapping[int, Claim]) -> Verdict | None:
+    """Return the verdict that an output's metadata records, judged by a ledger of today.
+
+    None where there is none, or its claim has left the ledger.
+    """
+    claim = ledger.get(record.get("claim", -1))
+    return None if claim is None or record["part"] not in claim.parts else _verdict(record, claim)
 
 
 def two_standard_errors(values: Any) -> float:
@@ -153,13 +144,18 @@ def two_standard_errors(values: Any) -> float:
     return 2 * statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
+def _verdict(record: Mapping[str, Any], claim: Claim) -> Verdict:
+    part, value, spread = record["part"], float(record["value"]), record["spread"]
+    ends = None if spread is None else (float(spread[0]), float(spread[1]))
+    return Verdict(claim.id, part, claim.parts[part], value, ends, record)
+
+
 def _look_up(claim_id: int, part: str | None) -> tuple[Claim, str]:
     ledger = load_ledger()
     if claim_id not in ledger:
-        known = ", ".join(str(number) for number in ledger)
+        known = ", ".join(map(str, ledger))
         raise LedgerError(f"the ledger holds no claim {claim_id!r}; it holds {known}")
-    claim = ledger[claim_id]
-    name = "" if part is None else part
+    claim, name = ledger[claim_id], part or ""
     if name not in claim.parts:
         if "" in claim.parts:
             raise LedgerError(f"claim {claim_id} has no parts: leave part={part!r} away")
@@ -170,9 +166,7 @@ def _look_up(claim_id: int, part: str | None) -> tuple[Claim, str]:
 
 def _scalar(value: Any) -> float:
     try:
-        if isinstance(value, str | bytes):
-            raise TypeError("text is not a measurement")
-        return float(value)
+        return float(value + 0)  # not of text
     except (TypeError, ValueError, RuntimeError) as error:
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
         raise TypeError(
@@ -180,9 +174,7 @@ def _scalar(value: Any) -> float:
         ) from error
 
 
-def _interval(spread: Any, value: float) -> tuple[float, float] | None:
-    if spread is None:
-        return None
+def _interval(spread: Any, value: float) -> tuple[float, float]:
     if getattr(spread, "ndim", None) == 0 or not isinstance(spread, Iterable):
         half = abs(_scalar(spread))
         return value - half, value + half
@@ -194,91 +186,15 @@ def _interval(spread: Any, value: float) -> tuple[float, float] | None:
 
 def _show(verdict: Verdict) -> None:
     """Display the line, with the numbers in the output's metadata, or print it outside IPython."""
-    if not _in_ipython():
+    if not getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)():
         print(verdict)
         return
     from IPython.display import display
 
+    def json_number(number: float) -> float | str:  # JSON has no NaN; `float` reads the text
+        return number if math.isfinite(number) else str(number)
+
+    spread = None if verdict.spread is None else [*map(json_number, verdict.spread)]
+    numbers = {"value": json_number(verdict.value), "spread": spread}
     data = {"text/plain": str(verdict), "text/markdown": verdict.markdown()}
-    metadata = {METADATA_KEY: _as_metadata(verdict)}
-    display(data, raw=True, metadata=metadata)
-
-
-def _in_ipython() -> bool:
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return False
-    return get_ipython() is not None
-
-
-def _as_metadata(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "claim": verdict.claim,
-        "part": verdict.part,
-        "value": _json_number(verdict.value),
-        "spread": None if verdict.spread is None else [_json_number(end) for end in verdict.spread],
-        "holds": verdict.holds,
-        **verdict.record,
-    }
-
-
-def _json_number(value: float) -> float | str:
-    """Return a number that JSON can hold; NaN and infinity become text that `float` reads."""
-    return value if math.isfinite(value) else str(value)
-
-
-# --- reading verdicts back ----------------------------------------------------------------------
-
-
-def collect(
-    notebook_paths: Iterable[Path], ledger: Mapping[int, Claim] | None = None
-) -> list[Verdict]:
-    """Return the verdicts that executed notebooks hold, in order, judged by the `ledger` of today.
-
-    A claim that has left the ledger is skipped.
-    """
-    from ncsn_core.book.notebook import read
-
-    ledger = load_ledger() if ledger is None else ledger
-    verdicts = []
-    for path in notebook_paths:
-        for position, cell in enumerate(read(path).cells, start=1):
-            for output in cell.get("outputs", []):
-                stored = output.get("metadata", {}).get(METADATA_KEY, {})
-                verdict = from_metadata(stored, ledger, chapter=path.stem, cell=position)
-                if verdict is not None:
-                    verdicts.append(verdict)
-    return verdicts
-
-
-def from_metadata(
-    stored: Mapping[str, Any],
-    ledger: Mapping[int, Claim],
-    *,
-    chapter: str | None = None,
-    cell: int | None = None,
-) -> Verdict | None:
-    """Return the verdict recorded in an output's metadata, or None where there is none."""
-    claim = ledger.get(stored.get("claim", -1))
-    measurement = None if claim is None else claim.parts.get(stored.get("part", ""))
-    if claim is None or measurement is None:
-        return None
-    named = {"claim", "part", "value", "spread", "holds"}
-    return Verdict(
-        claim=claim.id,
-        part=stored["part"],
-        measurement=measurement,
-        value=float(stored["value"]),
-        spread=_stored_spread(stored.get("spread")),
-        record={name: stored[name] for name in stored if name not in named},
-        chapter=chapter,
-        cell=cell,
-    )
-
-
-def _stored_spread(spread: Sequence[float | str] | None) -> tuple[float, float] | None:
-    if spread is None:
-        return None
-    low, high = spread
-    return float(low), float(high)
+    display(data, raw=True, metadata={METADATA_KEY: {**verdict.record, **numbers}})

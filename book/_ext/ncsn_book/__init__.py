@@ -9,11 +9,12 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from ncsn_book import colab, inserts, pages, polish, roles
-
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the roles, the directive and what happens around them."""
+    # Here, because executing a chapter needs nothing of it.
+    from ncsn_book import colab, inserts, pages, polish, roles
+
     app.add_config_value("ncsn_executed", bool(os.environ.get("NCSN_EXECUTED")), "env", bool)
     for name, make in inserts.ROLES.items():
         app.add_role(name, roles.Insert(make))
@@ -21,6 +22,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", colab.configure)
     app.connect("env-get-outdated", pages.outdated)
     app.connect("source-read", pages.read_source)
+    app.connect("autodoc-skip-member", pages.skip_alias)
     app.connect("build-finished", colab.publish)
     app.connect("build-finished", polish.correct)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

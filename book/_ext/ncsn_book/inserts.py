@@ -8,6 +8,7 @@ fills in what the chapters of this very build have measured:
     {claim}`16`               a link to the claim on the scorecard, with its verdict
     {claims}`holds`           how many claims hold; also fails, undecided, ..., all
     {promise}`coverage:lines`  a number that `make stress` has measured
+    {thumbnail}`10_ncsn:fig-ncsn-ladder`  a figure of a chapter by its name, small
 
 and the directive `{ncsn-block} scorecard` becomes what `BLOCKS` makes of the book.
 """
@@ -15,7 +16,7 @@ and the directive `{ncsn-block} scorecard` becomes what `BLOCKS` makes of the bo
 import dataclasses
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,26 @@ from scipy.stats import binomtest
 
 import ncsn_core.checkpoints as checkpoints
 import ncsn_core.pretrained as pretrained
+from ncsn_book import gallery
+from ncsn_book.execution import BookError
 from ncsn_book.plot import band_plot
+from ncsn_book.scorecard import Row, by_claim, status_of
 from ncsn_core.book.claims import METADATA_KEY
-from ncsn_core.book.ledger import NOT_MEASURED, OUTCOMES, number_text
-from ncsn_core.book.scorecard import Row, by_claim, status_of
-from ncsn_core.book.tree import BookError
+from ncsn_core.book.ledger import (
+    FAILS,
+    HOLDS,
+    NOT_MEASURED,
+    OUTCOMES,
+    UNDECIDED,
+    number_text,
+)
 from ncsn_core.provenance import PACKAGE
 
-EXERCISE = re.compile(r"^:::\{admonition\} Exercise (\d+): (.+)$", re.MULTILINE)
+EXERCISE = re.compile(
+    r"^:::\{exercise(?:-start)?\} (?P<title>.+)\n:label: (?P<label>\S+)\n(?::.*\n)*\s*"
+    r"(?P<first>(?:.|\n)+?[.?:])(?=\s)",
+    re.MULTILINE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +60,6 @@ class Book:
     notebooks: Mapping[Path, NotebookNode]
 
 
-def name_exercises(text: str, page: Path) -> str:
-    """Return the text of a chapter with a name for each exercise, which `exercises` links to."""
-    return EXERCISE.sub(rf":::{{admonition}} Exercise \1: \2\n:name: {_exercise(page)}-\1", text)
-
-
-def _exercise(page: Path) -> str:
-    return f"exercise-{page.stem}"
-
-
 # --- roles --------------------------------------------------------------------------------------
 
 
@@ -64,9 +68,7 @@ def _measured(text: str, book: Book) -> str:
     if len({row.part for row in rows}) > 1:
         parts = ", ".join(dict.fromkeys(row.part for row in rows))
         raise BookError(f"claim {text} is measured in parts: name one of {parts}")
-    return " and ".join(
-        NOT_MEASURED if row.verdict is None else row.verdict.measured() for row in rows
-    )
+    return " and ".join(row.verdict.measured() if row.verdict else NOT_MEASURED for row in rows)
 
 
 def _claim_link(text: str, book: Book) -> str:
@@ -77,11 +79,9 @@ def _claim_link(text: str, book: Book) -> str:
 
 def _count(wanted: str, book: Book) -> str:
     statuses = [status_of(rows) for rows in by_claim(book.table).values()]
-    if wanted == "all":
-        return str(len(statuses))
-    if wanted not in OUTCOMES:
+    if wanted not in (*OUTCOMES, "all"):
         raise BookError(f"claims are {', '.join(OUTCOMES)}; none are {wanted!r}")
-    return str(statuses.count(wanted))
+    return str(len(statuses) if wanted == "all" else statuses.count(wanted))
 
 
 def _rows(text: str, book: Book) -> list[Row]:
@@ -98,13 +98,20 @@ def _rows(text: str, book: Book) -> list[Row]:
 
 def _promise(text: str, book: Book) -> str:
     name, _, key = text.partition(":")
-    found = _stress(name)
-    if key not in found:
+    value = _stress(name).get(key)
+    if value is None:
         raise BookError(f"`make stress` has measured no {key!r} of {name!r}")
-    value = found[key]
     if isinstance(value, dict):
         return ", ".join(f"{count} {kind}" for kind, count in value.items())
     return f"{value:,}" if isinstance(value, int) else number_text(value, digits=3)
+
+
+def _thumbnail(text: str, book: Book) -> str:
+    chapter, _, name = text.partition(":")
+    found = [notebook for page, notebook in book.notebooks.items() if page.stem == chapter]
+    if not found or not (image := gallery.thumbnail(found[0], name)):
+        raise BookError(f"there is no figure {name!r} in a chapter {chapter!r}")
+    return image
 
 
 ROLES: dict[str, Callable[[str, Book], str]] = {
@@ -112,81 +119,92 @@ ROLES: dict[str, Callable[[str, Book], str]] = {
     "claim": _claim_link,
     "claims": _count,
     "promise": _promise,
+    "thumbnail": _thumbnail,
 }
 
 
-# --- blocks -------------------------------------------------------------------------------------
+# --- blocks: the claims -------------------------------------------------------------------------
+
+
+def _summary(book: Book) -> str:
+    """Every claim as a square in the color of its verdict, those that do not hold first."""
+    squares = ""
+    for rows in _failing_first(book):
+        claim, status = rows[0].claim, status_of(rows)
+        title = html.escape(f"{claim.id}. {claim.title}: {status}")
+        look = status.replace(" ", "-")
+        target = f"scorecard.html#claim-{claim.id}"
+        squares += f'<a class="{look}" href="{target}" title="{title}">{claim.id}</a>'
+    legend = " ".join(map(_verdict, (FAILS, UNDECIDED, NOT_MEASURED, HOLDS)))
+    note = f"<p><small>{legend} Claims above 100 are ours, the others the paper's.</small></p>"
+    return f'<nav class="ncsn-claims" aria-label="Claims">{squares}</nav>\n{note}'
+
+
+def _failing_first(book: Book) -> list[list[Row]]:
+    order = (FAILS, UNDECIDED, NOT_MEASURED, HOLDS)
+    return sorted(by_claim(book.table).values(), key=lambda rows: order.index(status_of(rows)))
 
 
 def _overview(book: Book) -> str:
-    """Every claim in one line."""
+    """Every claim in one line, with the paper's value and ours."""
     table = []
-    for number, rows in by_claim(book.table).items():
-        claim, status = rows[0].claim, status_of(rows)
-        link = f"{{ref}}`{claim.title} <claim-{number}>`"
-        table.append((str(number), link, _chapter(claim.chapter, book), _verdict(status)))
-    return _table(
-        "Every claim of the ledger; those above 100 are ours.",
-        ("No.", "Claim", "Chapter", "Verdict"),
-        table,
-        name="tab-claims",
-        widths="8 64 14 14",
-    )
+    for rows in _failing_first(book):
+        claim = rows[0].claim
+        link = f"{claim.id}\\. {{ref}}`{claim.title} <claim-{claim.id}>`"
+        paper = dict.fromkeys(row.measurement.paper_value or "–" for row in rows)
+        ours = [
+            f"{row.measurement.metric}: **{row.verdict.measured() if row.verdict else '–'}** "
+            f"({row.measurement.accept})"
+            for row in rows
+        ]
+        verdict = _verdict(status_of(rows))
+        table.append((link, verdict, "; ".join(paper), "<br>".join(ours)))
+    caption = "Every claim of the ledger, those that do not hold first; those above 100 are ours."
+    header = {"Claim": 26, "Verdict": 14, "Paper": 14, "Measured (accepted)": 46}
+    return _table(caption, header, table, "claims")
 
 
 def _scorecard(book: Book) -> str:
-    """Every claim with its numbers, a plot, and where each was measured."""
-    return "\n\n".join(_claim(rows, book) for rows in by_claim(book.table).values())
+    """Every claim with its numbers, a plot, and where each was measured, folded."""
+    return "\n\n".join(_claim(rows, book) for rows in _failing_first(book))
 
 
 def _claim(rows: list[Row], book: Book) -> str:
     claim = rows[0].claim
-    lines = [
-        f"(claim-{claim.id})=",
-        f"### {claim.id}. {claim.title}",
-        "",
-        f"{_verdict(status_of(rows))} {claim.statement}",
-        "",
+    parts = [
+        f"::::{{dropdown}} {claim.id}. {claim.title} {_verdict(status_of(rows))}",
+        f"(claim-{claim.id})=\n{claim.statement}",
         f"In the paper: {claim.paper}. Measured in {_chapter(claim.chapter, book)}: "
         f"{claim.setting}.",
-        "",
-        "```{list-table}",
-        ":header-rows: 1",
-        ":widths: 34 12 16 18 20",
-        ":class: ncsn-scores",
-        "",
-        *_row("Number", "Paper", "Accepted", "Measured", "Band and value"),
+        _table(
+            "",
+            {"Number": 34, "Paper": 12, "Accepted": 16, "Measured": 18, "Band and value": 20},
+            [_numbers(row, book) for row in rows],
+            style="ncsn-scores",
+        ),
+        *[line for line in map(_origin, rows) if line][:1],
+        claim.note or "",
     ]
-    for row in rows:
-        name = f"*{row.part}*: " if row.part else ""
-        metric = f"{name}{row.measurement.metric.rstrip(',')}"
-        if row.measurement.changed:
-            metric += f" (changed after looking: {row.measurement.changed})"
-        measured = NOT_MEASURED
-        if row.verdict is not None:
-            over = row.measurement.measured_over()
-            measured = f"{row.verdict.measured()} ({over}) {_where(row, book)}"
-        lines += _row(
-            metric,
-            row.measurement.paper_value or "–",
-            str(row.measurement.accept),
-            measured,
-            band_plot(row),
-        )
-    lines += ["```", ""]
-    lines += [line for line in map(_origin, rows) if line][:1]
-    if claim.note:
-        lines += ["", claim.note]
     if claim.requires:
         links = ", ".join(f"{{ref}}`{number} <claim-{number}>`" for number in claim.requires)
-        lines += ["", f"Rests on claim {links}."]
-    return "\n".join(lines)
+        parts.append(f"Rests on claim {links}.")
+    return "\n\n".join([*(part for part in parts if part), "::::"])
+
+
+def _numbers(row: Row, book: Book) -> tuple[str, ...]:
+    asked = row.measurement
+    metric = f"*{row.part}*: " * bool(row.part) + asked.metric.rstrip(",")
+    if asked.changed:
+        metric += f" (changed after looking: {asked.changed})"
+    measured = NOT_MEASURED
+    if row.verdict is not None:
+        measured = f"{row.verdict.measured()} ({asked.measured_over()}) {_where(row, book)}"
+    return metric, asked.paper_value or "–", str(asked.accept), measured, band_plot(row)
 
 
 def _where(row: Row, book: Book) -> str:
     """A link to the cell that measured a number."""
-    assert row.verdict is not None
-    page = _page(row.claim.chapter, book)
+    page = next((page for page in book.notebooks if page.stem == row.claim.chapter), None)
     if page is None:
         return ""
     target = f"../{page.with_suffix('.html').as_posix()}#{anchor(row.claim.id, row.part)}"
@@ -196,67 +214,76 @@ def _where(row: Row, book: Book) -> str:
 
 def _origin(row: Row) -> str:
     """Where a number was measured; that of a results bundle lies deeper."""
-    if row.verdict is None:
-        return ""
-    record = {**row.verdict.record, **row.verdict.record.get("measured", {})}
+    record = {} if row.verdict is None else row.verdict.record
+    record = {**record, **record.get("measured", {})}
     facts = [f"{name} {record[name]}" for name in ("device", "commit") if record.get(name)]
     return f"<small>Measured on {', '.join(facts)}.</small>" if facts else ""
+
+
+# --- blocks: the notebooks ----------------------------------------------------------------------
 
 
 def _exercises(book: Book) -> str:
     """The exercises of all chapters."""
     parts = []
     for page, notebook in book.notebooks.items():
-        found = [match for cell in _prose(notebook) for match in EXERCISE.finditer(cell)]
-        if found:
-            parts.append(f"**{_chapter(page.stem, book)}**\n")
-            parts += [
-                f"{match[1]}. {{ref}}`{match[2]} <{_exercise(page)}-{match[1]}>`" for match in found
-            ]
-            parts.append("")
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        found = list(EXERCISE.finditer(prose))
+        parts += [f"**{_chapter(page.stem, book)}**\n"] * bool(found)
+        for match in found:
+            first = " ".join(match["first"].split())
+            title = match["title"] + "." * (not match["title"].endswith("?"))
+            parts.append(f"- {{ref}}`{match['label']}`: **{title}** {first}")
+        parts += [""] * bool(found)
     return "\n".join(parts)
 
 
 def _execution(book: Book) -> str:
     """When, where and for how long each notebook ran last."""
-    table = []
-    for page in book.notebooks:
-        record = book.notebooks[page].metadata.get(METADATA_KEY, {})
-        threads = record.get("threads")
+    rows = []
+    for page, notebook in book.notebooks.items():
+        known = notebook.metadata.get(METADATA_KEY, {})
+        threads = known.get("threads")
         row = (
-            _chapter(page.stem, book),
-            str(record.get("parameters", {}).get("profile", "–")),
-            f"{record['seconds']:.0f} s" if "seconds" in record else "–",
-            f"{record['device']}, {threads} thread{'s' * (threads != 1)}" if record else "–",
-            str(record.get("time", "–"))[:10],
-            str(record.get("commit", "–")),
+            known.get("parameters", {}).get("profile"),
+            f"{known['seconds']:.0f} s" if "seconds" in known else None,
+            f"{known['device']}, {threads} thread{'s' * (threads != 1)}" if known else None,
+            known.get("time", "")[:10],
+            known.get("commit"),
         )
-        table.append(row)
-    return _table(
-        "The last execution of every notebook.",
-        ("Notebook", "Profile", "Time", "Device", "Date", "Commit"),
-        table,
-    )
+        rows.append((_chapter(page.stem, book), *(cell or "–" for cell in row)))
+    header = ("Notebook", "Profile", "Time", "Device", "Date", "Commit")
+    return _table("The last execution of every notebook.", dict.fromkeys(header), rows)
+
+
+def _ignored(book: Book) -> str:
+    """The cells whose output is not compared with the stored one."""
+    rows, outputs, ignored = [], 0, 0
+    for page, notebook in book.notebooks.items():
+        cells = [c for c in notebook.cells if c.cell_type == "code" and c.outputs]
+        volatile = [c for c in cells if "nbval-ignore-output" in c.metadata.get("tags", [])]
+        if "runs" not in page.parts:
+            outputs, ignored = outputs + len(cells), ignored + len(volatile)
+            rows += [(_chapter(page.stem, book), len(volatile), len(cells))] * bool(volatile)
+    share = f"{ignored} of {outputs} outputs are not compared ({ignored / max(outputs, 1):.0%})."
+    return _table(share, dict.fromkeys(("Notebook", "Not compared", "Outputs")), rows, "ignored")
 
 
 def _records(book: Book) -> str:
     """What ships, with the time and the machine that it took, from the manifests."""
-    table = []
-    for path in sorted(PACKAGE.glob("models/**/manifest.json")) + sorted(
-        PACKAGE.glob("results/*/manifest.json")
-    ):
+    rows = []
+    kinds = ("models/**/manifest.json", "results/*/manifest.json")
+    for path in [path for kind in kinds for path in sorted(PACKAGE.glob(kind))]:
         record = checkpoints.load(path.parent)
         origin, last = record.provenance, record.sessions[-1]
         seconds = f"{origin['seconds']:,.0f}" if "seconds" in origin else "–"
         name = path.parent.relative_to(PACKAGE).as_posix()
-        table.append((f"`{name}`", seconds, last["device"], last["commit"]))
-    return _table(
-        "The networks and results that ship.",
-        ("Record", "Seconds", "Device", "Commit"),
-        table,
-        name="tab-records",
-        widths="38 12 28 22",
-    )
+        rows.append((f"`{name}`", seconds, last["device"], last["commit"]))
+    header = {"Record": 38, "Seconds": 12, "Device": 28, "Commit": 22}
+    return _table("The networks and results that ship.", header, rows, "records")
+
+
+# --- blocks: what `make stress` has measured ----------------------------------------------------
 
 
 def _stress(name: str) -> Mapping[str, Any]:
@@ -271,102 +298,67 @@ def _stress(name: str) -> Mapping[str, Any]:
 def _all_stress(kind: str) -> dict[str, Mapping[str, Any]]:
     """What `make stress` has measured under all names of a kind, by the rest of the name."""
     metrics = pretrained.results("promises").metrics
-    return {
-        name.removeprefix(kind): found for name, found in metrics.items() if name.startswith(kind)
-    }
+    return {name.removeprefix(kind): metrics[name] for name in metrics if name.startswith(kind)}
 
 
 def _determinism(book: Book) -> str:
     """What is the same to the last bit, by what is computed and how."""
-    table = []
+    rows = []
     for what, found in _all_stress("determinism of ").items():
-        words = ["equal" if found.get(key) else "–" for key in ("again", "resumed")]
         apart = found["threads"]
-        words.append("equal" if apart == 0 else f"to {number_text(apart, digits=2)}")
-        for fabrics, ours in (("32-true", "float32"), ("bf16-mixed", "bfloat16")):
-            what = what.replace(fabrics, ours)
-        table.append((what, *words))
-    return _table(
-        "On one CPU, the same seed: equal to the last bit, or how far apart.",
-        ("Computation", "Again", "Resumed", "One thread"),
-        table,
-        name="tab-determinism",
-        widths="40 18 18 24",
-    )
+        words = ["equal" if found.get(key) else "–" for key in ("again", "resumed")]
+        words.append(f"to {number_text(apart, digits=2)}" if apart else "equal")
+        rows.append((what.replace("32-true", "float32").replace("bf16-mixed", "bfloat16"), *words))
+    caption = "On one CPU, the same seed: equal to the last bit, or how far apart."
+    header = {"Computation": 40, "Again": 18, "Resumed": 18, "One thread": 24}
+    return _table(caption, header, rows, "determinism")
 
 
 def _planted(book: Book) -> str:
     """The defects that were planted, and the claims that then failed."""
-    table = []
+    rows = []
     for found in _all_stress("planted in ").values():
-        where = f" `{found['where']}`" if found["where"] else ""
-        chapter = _chapter(found["chapter"], book) + where
-        table.append((found["name"], chapter, _code(found["lines"]), ", ".join(found["failed"])))
-    return _table(
-        f"{len(table)} defects, one at a time, and the claims that failed. A function is named "
-        "where it was one of the package.",
-        ("Defect", "Chapter", "Right and wrong", "Failed"),
-        table,
-        name="tab-planted",
-        widths="22 18 42 18",
+        place = f"{_chapter(found['chapter'], book)} `{found['where']}`".removesuffix(" ``")
+        rows.append((found["name"], place, _code(found["lines"]), ", ".join(found["failed"])))
+    caption = (
+        f"{len(rows)} defects, one at a time, and the claims that failed. A function is named "
+        "where it was one of the package."
     )
+    header = {"Defect": 22, "Chapter": 18, "Right and wrong": 42, "Failed": 18}
+    return _table(caption, header, rows, "planted")
 
 
 def _alarms(book: Book) -> str:
     """How often each claim failed with other random numbers."""
-    table = []
+    rows = []
     for chapter, claims in _stress("false alarms").items():
         for name, found in claims.items():
             interval = binomtest(found["failed"], found["runs"]).proportion_ci()
-            ends = (f"{100 * end:.1f}" for end in (interval.low, interval.high))
-            row = (name, _chapter(chapter, book), f"{found['failed']} of {found['runs']}")
+            rate = f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
             room = "–" if found["room"] is None else number_text(found["room"], digits=2)
-            table.append((*row, f"{' to '.join(ends)} %", room))
-    return _table(
+            failed = f"{found['failed']} of {found['runs']}"
+            rows.append((name, _chapter(chapter, book), failed, rate, room))
+    caption = (
         "Claims with other random numbers: how often each failed, the 95 % interval of its rate, "
-        "and the room between its mean and the nearer end of its band, in standard deviations.",
-        ("Claim", "Chapter", "Failed", "Rate, 95 %", "Room"),
-        table,
-        name="tab-alarms",
-        widths="28 20 20 20 12",
+        "and the room between its mean and the nearer end of its band, in standard deviations."
     )
+    header = {"Claim": 28, "Chapter": 20, "Failed": 20, "Rate, 95 %": 20, "Room": 12}
+    return _table(caption, header, rows, "alarms")
 
 
 def _survivors(book: Book) -> str:
     """The mutants that no test noticed, and what we think of each."""
-    table = []
-    for found in _stress("mutants")["survivors"]:
-        code = _code([line[1:].strip() for line in found["change"]])
-        table.append((f"`{found['module']}`", code, found["judgement"]))
-    return _table(
-        "The mutants that survived.",
-        ("Module", "Before and after", "Judgement"),
-        table,
-        name="tab-survivors",
-        widths="18 47 35",
-    )
-
-
-def _ignored(book: Book) -> str:
-    """The cells whose output is not compared with the stored one."""
-    table, outputs, ignored = [], 0, 0
-    for page, notebook in book.notebooks.items():
-        if "runs" in page.parts:
-            continue
-        cells = [c for c in notebook.cells if c.cell_type == "code" and c.outputs]
-        volatile = [c for c in cells if "nbval-ignore-output" in c.metadata.get("tags", [])]
-        outputs, ignored = outputs + len(cells), ignored + len(volatile)
-        if volatile:
-            table.append((_chapter(page.stem, book), str(len(volatile)), str(len(cells))))
-    return _table(
-        f"{ignored} of {outputs} outputs are not compared ({ignored / max(outputs, 1):.0%}).",
-        ("Notebook", "Not compared", "Outputs"),
-        table,
-        name="tab-ignored",
-    )
+    rows = [
+        (f"`{m['module']}`", _code([line[1:].strip() for line in m["change"]]), m["judgement"])
+        for m in _stress("mutants")["survivors"]
+    ]
+    header = {"Module": 18, "Before and after": 47, "Judgement": 35}
+    return _table("The mutants that survived.", header, rows, "survivors")
 
 
 BLOCKS: dict[str, Callable[[Book], str]] = {
+    "emerging": lambda book: gallery.emerging(),
+    "summary": _summary,
     "overview": _overview,
     "scorecard": _scorecard,
     "exercises": _exercises,
@@ -380,6 +372,9 @@ BLOCKS: dict[str, Callable[[Book], str]] = {
 }
 
 
+# --- pieces -------------------------------------------------------------------------------------
+
+
 def anchor(claim: int, part: str) -> str:
     """The id of a verdict on its chapter's page."""
     slug = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")
@@ -388,50 +383,37 @@ def anchor(claim: int, part: str) -> str:
 
 def _table(
     caption: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
+    header: Mapping[str, int | None],
+    rows: Iterable[Sequence[object]],
     name: str = "",
-    widths: str = "",
+    style: str = "",
 ) -> str:
-    """A table that readers can refer to by its name."""
-    options = [f":name: {name}"] * bool(name) + [":header-rows: 1"]
-    options += [f":widths: {widths}"] * bool(widths)
-    lines = [f"```{{list-table}} {caption}", *options, ""]
-    for row in (header, *rows):
-        lines += _row(*row)
+    """A table; `header` has the width of each column, in percent, or None."""
+    options = [f":name: tab-{name}"] * bool(name) + [":header-rows: 1"]
+    options += [f":class: {style}"] * bool(style)
+    if all(header.values()):
+        options.append(f":widths: {' '.join(map(str, header.values()))}")
+    lines = [f"```{{list-table}} {caption}".rstrip(), *options, ""]
+    for first, *others in ([*header], *rows):
+        lines += [f"* - {first}", *(f"  - {cell}" for cell in others)]
     return "\n".join([*lines, "```"])
 
 
-def _code(lines: Sequence[str]) -> str:
+def _code(lines: Iterable[str]) -> str:
     """Lines of code in a cell of a table."""
     return "<br>".join(f"`{line}`" for line in lines)
 
 
-def _row(*cells: str) -> list[str]:
-    first, *others = cells
-    return [f"* - {first}", *(f"  - {cell}" for cell in others)]
-
-
 def _verdict(status: str) -> str:
-    kind = status.replace(" ", "-")
-    return f'<span class="ncsn-verdict {kind}">{status}</span>'
-
-
-def _page(chapter: str, book: Book) -> Path | None:
-    return next((page for page in book.notebooks if page.stem == chapter), None)
+    return f'<span class="ncsn-verdict {status.replace(" ", "-")}">{status}</span>'
 
 
 def _chapter(chapter: str, book: Book) -> str:
     """A link to a chapter: by its number, or by its title where it has none."""
-    page = _page(chapter, book)
+    page = next((page for page in book.notebooks if page.stem == chapter), None)
     if page is None:
         return chapter
     number, target = re.match(r"(\d+)_", chapter), f"/{page.with_suffix('').as_posix()}"
     if number is None:
         return f"{{doc}}`{target}`"
     return f"{{doc}}`chapter\N{NO-BREAK SPACE}{int(number[1])} <{target}>`"
-
-
-def _prose(notebook: NotebookNode) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]

@@ -12,11 +12,11 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-from ncsn_book.inserts import Book, anchor, name_exercises
-from ncsn_core.book import cache, claims, scorecard
+from ncsn_book import scorecard
+from ncsn_book.execution import changed, chapters, executed_path, read, to_bytes
+from ncsn_book.inserts import Book, anchor
+from ncsn_core.book import claims
 from ncsn_core.book.ledger import Claim, find_ledger, load_ledger
-from ncsn_core.book.notebook import is_executed, read, to_bytes
-from ncsn_core.book.tree import chapters
 from ncsn_core.provenance import PACKAGE
 
 logger = logging.getLogger(__name__)
@@ -32,22 +32,19 @@ def shown(app: Sphinx) -> dict[Path, Path]:
     root = Path(app.srcdir)
     files = {page: root / page for page in chapters(root)}
     for page in files if app.config.ncsn_executed else ():
-        found = cache.find(root, page, cache.key(root, page, read(root / page), {}))
-        if isinstance(found, str):
-            message = "has not been executed (%s): run `ncsn book execute %s`"
-            logger.warning(message, found, page.stem, location=page.with_suffix("").as_posix())
+        if why := changed(root, page):
+            message = "has not been executed (%s): run `make execute ARGS=%s`"
+            logger.warning(message, why, page.stem, location=page.with_suffix("").as_posix())
         else:
-            files[page] = cache.executed_path(root, page)
+            files[page] = executed_path(root, page)
     return files
 
 
 @functools.lru_cache(maxsize=1)
 def load(app: Sphinx) -> Book:
     """What is known about the book when its pages are written."""
-    ledger, files = load_ledger(), shown(app)
-    notebooks = {page: read(path) for page, path in files.items()}
-    ran = {page.stem for page, notebook in notebooks.items() if is_executed(notebook)}
-    return Book(scorecard.rows(ledger, claims.collect(files.values(), ledger), ran), notebooks)
+    notebooks = {page: read(path) for page, path in shown(app).items()}
+    return Book(scorecard.of(notebooks, load_ledger()), notebooks)
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,7 +57,7 @@ def ingredients(app: Sphinx) -> set[str]:
 def _copies(app: Sphinx, page: Path) -> list[Path]:
     """A chapter's notebook, and where its executed copy lies or may soon, if the build asks."""
     root = Path(app.srcdir)
-    return [root / page, *([cache.executed_path(root, page)] if app.config.ncsn_executed else [])]
+    return [root / page, *([executed_path(root, page)] if app.config.ncsn_executed else [])]
 
 
 def _common() -> list[Path]:
@@ -88,20 +85,27 @@ def read_source(app: Sphinx, name: str, content: list[str]) -> None:
             app.env.note_dependency(str(one))
     for one in _common():
         app.env.note_dependency(str(one))
-    content[0] = to_bytes(publish(read(path), load_ledger(), page)).decode()
+    content[0] = to_bytes(publish(read(path), load_ledger())).decode()
 
 
-def publish(notebook: NotebookNode, ledger: Mapping[int, Claim], page: Path) -> NotebookNode:
+def skip_alias(
+    app: Sphinx, what: str, name: str, member: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out the fields of named tuples, about which their class has said everything."""
+    return True if str(member.__doc__).startswith("Alias for field number") else None
+
+
+def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode:
     """Return the notebook as its page shows it.
 
-    Its exercises have names, its verdicts are paragraphs that links lead to, and a last line says
+    Its parameters are folded, its verdicts are paragraphs that links lead to, and a last line says
     how it was executed.
     """
     published: NotebookNode = nbformat.from_dict(notebook)
     anchors: set[str] = set()
     for cell in published.cells:
-        if cell.cell_type == "markdown":
-            cell.source = name_exercises(cell.source, page)
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("hide-input")
         for output in cell.get("outputs", []):
             record = output.get("metadata", {}).get(claims.METADATA_KEY, {})
             verdict = claims.from_metadata(record, ledger)
@@ -120,7 +124,7 @@ def publish(notebook: NotebookNode, ledger: Mapping[int, Claim], page: Path) -> 
 
 def _verdict_html(verdict: claims.Verdict, name: str | None) -> str:
     """Return the verdict's line as a paragraph that a link can lead to."""
-    opening, finding = str(verdict).split(": ", maxsplit=1)
+    opening, finding = verdict.line()
     anchored = "" if name is None else f' id="{name}"'
     return (
         f'<p{anchored} class="ncsn-claim {verdict.outcome}">'

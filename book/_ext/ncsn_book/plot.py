@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Callable
 
-from ncsn_core.book.scorecard import Row
+from ncsn_book.scorecard import Row
 
 WIDTH, HEIGHT, MARGIN = 150, 22, 6
 

@@ -15,8 +15,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from ncsn_book import pages
+from ncsn_book.execution import BookError
 from ncsn_book.inserts import BLOCKS, Book
-from ncsn_core.book.tree import BookError
 
 logger = logging.getLogger(__name__)
 

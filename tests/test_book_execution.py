@@ -4,12 +4,12 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -17,10 +17,12 @@ import pytest
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from ncsn_book import execution
+from ncsn_book.execution import PROBE_TAG, BookError, Outcome, chapters, defaults, read
 from ncsn_core import files, provenance
-from ncsn_core.book import cache, claims, ledger, runner, tree
-from ncsn_core.book.notebook import PROBE_TAG, default_parameters, read
+from ncsn_core.book import claims, ledger
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CHAPTER = Path("notebooks/01_first.ipynb")
 
 
@@ -28,7 +30,8 @@ def write(path, *cells):
     """Write a notebook; a string is a code cell, a cell is itself."""
     made = [new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=made), path)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(new_notebook(cells=made, metadata={"kernelspec": kernel}), path)
 
 
 def parameters(source):
@@ -55,7 +58,7 @@ LEDGER = """
 - {id: 17, title: a cost, statement: it is small, paper: §2, setting: toy, chapter: 02_second,
    kind: paper, metric: the time, accept: {max: 5}, over: a run}
 """
-LOADED = ["__init__.py", "schedules.py", "__pycache__/schedules.pyc", "models", "models/mnist.bin"]
+LOADED = ["__init__.py", "schedules.py", "models", "models/mnist.bin"]
 
 
 @pytest.fixture
@@ -84,14 +87,13 @@ def runs(root, monkeypatch):
         line = {"text/plain": str(claims.from_metadata(check, ledger.load_ledger()))}
         verdict = new_output("display_data", data=line, metadata={"ncsn": check})
         finished.cells[-1].outputs.append(verdict)
-        loaded = [f"ncsn_core/{name}" for name in LOADED]
-        known = {"ncsn": provenance.record(), "files": loaded}
+        known = {"ncsn": provenance.record(), "files": [f"ncsn_core/{name}" for name in LOADED]}
         report = new_output("display_data", metadata=known)
         probe = new_code_cell("probe", outputs=[report], metadata={"tags": [PROBE_TAG]})
         finished.cells.append(probe)
-        return finished
+        return finished, ""
 
-    monkeypatch.setattr(runner, "_run", run)
+    monkeypatch.setattr(execution, "_run", run)
     return executed
 
 
@@ -100,11 +102,10 @@ def runs(root, monkeypatch):
 
 def test_an_unchanged_chapter_is_executed_once(root, runs):
     lines = []
-    first = runner.execute(root, CHAPTER, report=lines.append)
-    second = runner.execute(root, CHAPTER, report=lines.append)
-    assert (first.cached, second.cached) == (False, True)
+    assert execution.execute(root, CHAPTER, report=lines.append) == Outcome(CHAPTER)
+    assert execution.execute(root, CHAPTER, report=lines.append) == Outcome(CHAPTER, cached=True)
     assert runs == [str(CHAPTER)]
-    assert "output 1" in second.executed.read_text()
+    assert "output 1" in execution.executed_path(root, CHAPTER).read_text()
     assert lines[0] == "notebooks/01_first.ipynb: executing (no executed copy yet)"
     assert "unchanged" in lines[2]
 
@@ -173,23 +174,22 @@ def add_checkpoint(root):
         (edit_lock, "changed: requirements.lock"),
         (narrow_the_band, "changed: claim 16"),
         (rename_the_metric, "changed: claim 16"),
-        (add_checkpoint, "changed: checkpoints"),
+        (add_checkpoint, "changed: parameters"),
     ],
 )
 def test_changing_an_ingredient_executes_again_and_says_which(root, runs, change, reason):
-    runner.execute(root, CHAPTER)
+    execution.execute(root, CHAPTER)
     change(root)
     lines = []
-    assert not runner.execute(root, CHAPTER, report=lines.append).cached
+    assert not execution.execute(root, CHAPTER, report=lines.append).cached
     assert reason in lines[0]
-    assert runner.execute(root, CHAPTER).cached
+    assert execution.execute(root, CHAPTER).cached
 
 
 def test_a_claim_that_left_the_ledger_executes_again(root, runs):
-    runner.execute(root, CHAPTER)
+    execution.execute(root, CHAPTER)
     drop_the_claim(root)
-    key = cache.key(root, CHAPTER, read(root / CHAPTER), {})
-    assert cache.find(root, CHAPTER, key) == "changed: claim 16"
+    assert execution.changed(root, CHAPTER) == "changed: claim 16"
 
 
 def edit_a_page_builder(root):
@@ -228,112 +228,101 @@ def edit_another_claim(root):
     ],
 )
 def test_what_the_kernel_did_not_load_executes_nothing(root, runs, change):
-    runner.execute(root, CHAPTER)
+    execution.execute(root, CHAPTER)
     change(root)
-    assert runner.execute(root, CHAPTER).cached
+    assert execution.execute(root, CHAPTER).cached
 
 
 def test_an_edit_during_the_execution_is_not_taken_for_what_ran(root, runs, monkeypatch):
-    run = runner._run
+    run = execution._run
 
     def edited(*arguments):
         edit_module(root)
         return run(*arguments)
 
-    monkeypatch.setattr(runner, "_run", edited)
-    runner.execute(root, CHAPTER)
+    monkeypatch.setattr(execution, "_run", edited)
+    execution.execute(root, CHAPTER)
     lines = []
-    assert not runner.execute(root, CHAPTER, report=lines.append).cached
+    assert not execution.execute(root, CHAPTER, report=lines.append).cached
     assert "changed: ncsn_core/schedules.py" in lines[0]
 
 
 def test_editing_a_checkpoint_that_a_parameter_names_executes_again(root, runs):
     add_checkpoint(root)
-    runner.execute(root, CHAPTER)
+    execution.execute(root, CHAPTER)
     (root / "my_run" / "weights.bin").write_bytes(b"WEIGHTS")
-    assert not runner.execute(root, CHAPTER).cached
+    assert not execution.execute(root, CHAPTER).cached
 
 
 def test_another_python_executes_again(root, runs, monkeypatch):
-    runner.execute(root, CHAPTER)
-    newer = SimpleNamespace(version_info=SimpleNamespace(major=3, minor=99))
-    monkeypatch.setattr(cache, "sys", newer)
-    assert not runner.execute(root, CHAPTER).cached
+    execution.execute(root, CHAPTER)
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "99", "0"))
+    assert not execution.execute(root, CHAPTER).cached
 
 
 def test_other_parameters_execute_again(root, runs):
-    runner.execute(root, CHAPTER)
-    assert not runner.execute(root, CHAPTER, parameters={"seed": 1}).cached
-    assert runner.execute(root, CHAPTER, parameters={"seed": 1}).cached
-    assert not runner.execute(root, CHAPTER, parameters={"seed": 2}).cached
+    execution.execute(root, CHAPTER)
+    assert not execution.execute(root, CHAPTER, parameters={"seed": 1}).cached
+    assert execution.execute(root, CHAPTER, parameters={"seed": 1}).cached
+    assert not execution.execute(root, CHAPTER, parameters={"seed": 2}).cached
 
 
 def test_outputs_bytecode_and_other_chapters_do_not_matter(root, runs):
-    runner.execute(root, CHAPTER)
+    execution.execute(root, CHAPTER)
     notebook = nbformat.read(root / CHAPTER, as_version=4)
     notebook.cells[2].outputs = [new_output("stream", text="stored\n")]
     nbformat.write(notebook, root / CHAPTER)
     (root / "ncsn_core" / "__pycache__").mkdir()
     (root / "ncsn_core" / "__pycache__" / "schedules.cpython-311.pyc").write_bytes(b"bytecode")
     write(root / "notebooks/02_second.ipynb", "print('two')")
-    assert runner.execute(root, CHAPTER).cached
+    assert execution.execute(root, CHAPTER).cached
 
 
 def test_success_removes_the_partial_output_of_an_earlier_failure(root, runs):
-    write(cache.failed_path(root, CHAPTER), "1 / 0")
-    runner.execute(root, CHAPTER)
-    assert not cache.failed_path(root, CHAPTER).exists()
+    write(execution.failed_path(root, CHAPTER), "1 / 0")
+    execution.execute(root, CHAPTER)
+    assert not execution.failed_path(root, CHAPTER).exists()
 
 
 def test_force_executes_again(root, runs):
-    runner.execute(root, CHAPTER)
-    assert not runner.execute(root, CHAPTER, force=True).cached
+    execution.execute(root, CHAPTER)
+    assert not execution.execute(root, CHAPTER, force=True).cached
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "key"])
 def test_a_damaged_cache_entry_is_not_used(root, runs, damage):
-    executed = runner.execute(root, CHAPTER).executed
+    execution.execute(root, CHAPTER)
+    executed = execution.executed_path(root, CHAPTER)
     if damage == "truncate":
         executed.write_bytes(executed.read_bytes()[:-20])
     elif damage == "remove":
         executed.unlink()
     else:
-        cache.key_path(root, CHAPTER).write_text("[]")
-    assert not runner.execute(root, CHAPTER).cached
+        execution._made_path(root, CHAPTER).write_text("[]")
+    assert not execution.execute(root, CHAPTER).cached
 
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones(root, runs):
-    with pytest.raises(tree.BookError, match="no parameter sed; its parameters are: seed, check"):
-        runner.execute(root, CHAPTER, parameters={"sed": 1})
-    with pytest.raises(tree.BookError, match="no cell is tagged parameters"):
-        runner.execute(root, Path("notebooks/02_second.ipynb"), parameters={"seed": 1})
+    with pytest.raises(BookError, match="no parameter sed; its parameters are: seed, check"):
+        execution.execute(root, CHAPTER, parameters={"sed": 1})
+    with pytest.raises(BookError, match="no cell is tagged parameters"):
+        execution.execute(root, Path("notebooks/02_second.ipynb"), parameters={"seed": 1})
     assert runs == []
 
 
 def test_a_file_that_is_no_notebook_is_named(root):
     (root / CHAPTER).write_text("not JSON")
-    with pytest.raises(tree.BookError, match=r"01_first\.ipynb is not a notebook"):
-        runner.execute(root, CHAPTER)
+    with pytest.raises(BookError, match=r"01_first\.ipynb is not a notebook"):
+        execution.execute(root, CHAPTER)
 
 
 # --- parameters and old notebooks ---------------------------------------------------------------
 
 
-def test_parameters_are_what_their_cell_assigns():
-    source = (
-        "import os\nsteps: int = 3\nlater: float\nfirst = second = 'x'\n"
-        "folder = os.getcwd()\npair[0] = 1\nsteps += 1"
-    )
-    notebook = new_notebook(cells=[new_code_cell("other = 5"), parameters(source)])
-    expected = {"steps": 3, "first": "x", "second": "x", "folder": None}
-    assert default_parameters(notebook) == expected
-
-
-def test_a_parameters_cell_that_is_not_python_has_no_parameters(root, runs):
-    write(root / CHAPTER, parameters("seed = = 0"))
-    with pytest.raises(tree.BookError, match="no parameter seed; its parameters are: none"):
-        runner.execute(root, CHAPTER, parameters={"seed": 1})
-    assert runs == []
+def test_parameters_are_what_their_cell_assigns(root):
+    source = "import os\nsteps: int = 3\nname = 'x'  # a name\nfolder = os.getcwd()\nnothing = None"
+    write(root / CHAPTER, "other = 5", parameters(source))
+    assert defaults(root / CHAPTER) == {"steps": 3, "name": "x", "folder": None, "nothing": None}
 
 
 def test_a_notebook_of_an_older_format_gets_ids_for_its_cells(root):
@@ -350,19 +339,20 @@ def test_a_notebook_of_an_older_format_gets_ids_for_its_cells(root):
 # --- what is left when writing fails ------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_cached_copy_as_it_was(root, runs, monkeypatch):
-    before = runner.execute(root, CHAPTER).executed.read_bytes()
+def test_a_full_disk_leaves_the_executed_copy_as_it_was(root, runs, monkeypatch):
+    execution.execute(root, CHAPTER)
+    before = execution.executed_path(root, CHAPTER).read_bytes()
 
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     edit_module(root)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "write_atomically", full)
-        with pytest.raises(runner.ChapterError, match="No space left on device"):
-            runner.execute(root, CHAPTER)
-    assert cache.executed_path(root, CHAPTER).read_bytes() == before
-    assert not runner.execute(root, CHAPTER).cached
+        patch.setattr(execution, "write_atomically", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            execution.execute(root, CHAPTER)
+    assert execution.executed_path(root, CHAPTER).read_bytes() == before
+    assert not execution.execute(root, CHAPTER).cached
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -383,8 +373,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 def test_refresh_stores_outputs_without_traces_of_the_execution(root, runs):
-    outcome = runner.execute(root, CHAPTER)
-    assert runner.refresh(root, outcome)
+    execution.execute(root, CHAPTER)
+    assert execution.refresh(root, CHAPTER)
     stored = nbformat.read(root / CHAPTER, as_version=4)
     nbformat.validate(stored)
     assert [cell.cell_type for cell in stored.cells] == ["markdown", "code", "code"]
@@ -398,67 +388,67 @@ def test_refresh_stores_outputs_without_traces_of_the_execution(root, runs):
 
 
 def test_refresh_touches_a_notebook_only_when_its_content_changed(root, runs, monkeypatch):
-    runner.refresh(root, runner.execute(root, CHAPTER))
+    execution.execute(root, CHAPTER)
+    assert execution.refresh(root, CHAPTER)
     before = (root / CHAPTER).read_bytes()
-    monkeypatch.setattr(runner.provenance, "commit", lambda: "another")
+    monkeypatch.setattr(provenance, "commit", lambda: "another")
     runs.clear()
-    assert not runner.refresh(root, runner.execute(root, CHAPTER, force=True))
+    execution.execute(root, CHAPTER, force=True)
+    assert not execution.refresh(root, CHAPTER)
     assert (root / CHAPTER).read_bytes() == before
-    assert runner.refresh(root, runner.execute(root, CHAPTER, force=True))
+    execution.execute(root, CHAPTER, force=True)
+    assert execution.refresh(root, CHAPTER)
 
 
 # --- real kernels -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def real(root, monkeypatch):
-    """Real kernels, beside a kernelspec python3 in the user's own folders that does not work."""
-    foreign = root / "jupyter" / "kernels" / "python3"
-    foreign.mkdir(parents=True)
-    spec = {"argv": ["/no/such/python"], "display_name": "foreign", "language": "python"}
-    (foreign / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PATH", str(root / "jupyter"))
-    return root
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What an execution sets for its kernels ends with the test."""
+    for name in (*execution.KERNEL_ENVIRONMENT, provenance.NOTEBOOK):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.slow
-def test_a_chapter_runs_in_its_own_folder_with_its_own_python(real):
+def test_a_chapter_runs_in_its_own_folder_with_its_own_python(root):
     write(
-        real / CHAPTER,
+        root / CHAPTER,
         parameters("seed = 0"),
         "import os, sys\nprint(os.path.basename(os.getcwd()), seed, sys.executable)",
         "print(os.environ['TQDM_DISABLE'])",
     )
-    outcome = runner.execute(real, CHAPTER, parameters={"seed": 7})
-    executed = nbformat.read(outcome.executed, as_version=4)
+    execution.execute(root, CHAPTER, parameters={"seed": 7})
+    executed = nbformat.read(execution.executed_path(root, CHAPTER), as_version=4)
     assert executed.cells[2].outputs[0].text == f"notebooks 7 {sys.executable}\n"
     assert executed.cells[3].outputs[0].text == "1\n"
     assert len(executed.cells) == 4  # the injected parameters, and no probe
     assert executed.metadata["ncsn"]["parameters"] == {"seed": 7}
     assert executed.metadata["ncsn"]["device"] == "cpu"
-    assert "papermill" not in outcome.executed.read_text()
-    assert "TQDM_DISABLE" not in os.environ
-    assert runner.execute(real, CHAPTER, parameters={"seed": 7}).cached
-    left = sorted(path.name for path in outcome.executed.parent.iterdir())
-    assert left == ["01_first.ipynb", "01_first.key.json"]
+    assert "papermill" not in execution.executed_path(root, CHAPTER).read_text()
+    assert execution.execute(root, CHAPTER, parameters={"seed": 7}).cached
+    left = sorted(path.name for path in (root / "_build/executed").rglob("*.*"))
+    assert left == ["01_first.ipynb", "01_first.made.json"]
 
 
 @pytest.mark.slow
-def test_a_kernel_reports_the_modules_and_records_that_it_loaded(real):
+def test_a_kernel_reports_the_modules_and_records_that_it_loaded(root):
     write(
-        real / CHAPTER,
+        root / CHAPTER,
         "from ncsn_core import files\n"
         "package = files.Path(files.__file__).parent\n"
         "(package / 'profiles.yaml').read_text()\n"
         "len(list((package / 'models').glob('*/manifest.json')))",
         "[name for name in ('provenance', 'watch') if name in globals()]",
     )
-    outcome = runner.execute(real, CHAPTER)
-    executed = nbformat.read(outcome.executed, as_version=4)
+    execution.execute(root, CHAPTER)
+    executed = nbformat.read(execution.executed_path(root, CHAPTER), as_version=4)
     assert [cell.execution_count for cell in executed.cells] == [1, 2]
     assert executed.cells[1].outputs[0].data["text/plain"] == "[]"
     assert "files" not in executed.metadata["ncsn"]
-    found = json.loads(cache.key_path(real, CHAPTER).read_text())["files"]
+    made = json.loads(execution._made_path(root, CHAPTER).read_text())
+    found = {name: made[name] for name in made if "/" in name}
     names = ["__init__", "_lazy", "errors", "files", "provenance"]
     expected = {*(f"{name}.py" for name in names), "profiles.yaml", "models"}
     assert found.keys() == {f"ncsn_core/{name}" for name in expected}
@@ -468,22 +458,22 @@ def test_a_kernel_reports_the_modules_and_records_that_it_loaded(real):
 
 
 @pytest.mark.slow
-def test_a_failing_cell_is_named_and_its_partial_output_kept(real):
-    write(real / CHAPTER, new_markdown_cell("# First"), "print('so far')", "\nx = 1\n1 / 0")
+def test_a_failing_cell_is_named_and_its_partial_output_kept(root):
+    write(root / CHAPTER, new_markdown_cell("# First"), "print('so far')", "\nx = 1\n1 / 0")
     lines = []
     second = Path("notebooks/02_second.ipynb")
-    done, (failure,) = runner.execute_all(real, [CHAPTER, second], report=lines.append)
-    assert [outcome.notebook for outcome in done] == [second]
-    message = str(failure)
-    assert "notebooks/01_first.ipynb: cell 3 of 3 failed" in message
-    assert "x = 1" in message
+    failed, done = execution.execute_all(root, [CHAPTER, second], report=lines.append)
+    assert done == Outcome(second)
+    message = failed.failure
+    assert "cell 3 of 3, which begins with\n    x = 1" in message
     assert "ZeroDivisionError: division by zero" in message
     assert "_build/executed/failed/notebooks/01_first.ipynb" in message
-    assert message in lines
-    partial = nbformat.read(real / failure.partial, as_version=4)
-    assert partial.cells[1].outputs[0].text == "so far\n"
-    assert partial.cells[2].outputs[0].ename == "ZeroDivisionError"
-    assert not cache.executed_path(real, CHAPTER).exists()
+    assert f"{CHAPTER}: {message}" in lines
+    partial = nbformat.read(execution.failed_path(root, CHAPTER), as_version=4)
+    printed, raised = [cell.outputs for cell in partial.cells if cell.get("outputs")][:2]
+    assert "so far\n" in {printed[0].get("text"), raised[0].get("text")}
+    assert "ZeroDivisionError" in execution.failed_path(root, CHAPTER).read_text()
+    assert not execution.executed_path(root, CHAPTER).exists()
 
 
 @pytest.mark.slow
@@ -494,37 +484,32 @@ def test_a_failing_cell_is_named_and_its_partial_output_kept(real):
         ("import os; os._exit(1)", None, "the kernel died"),
     ],
 )
-def test_a_cell_that_never_returns_is_named(real, source, timeout, reason):
-    write(real / CHAPTER, "print('so far')", source, "print('never')")
-    with pytest.raises(runner.ChapterError, match="cell 2 of 3 failed") as failure:
-        runner.execute(real, CHAPTER, timeout=timeout)
-    assert reason in str(failure.value)
-    partial = nbformat.read(real / failure.value.partial, as_version=4)
+def test_a_cell_that_never_returns_is_named(root, source, timeout, reason):
+    write(root / CHAPTER, "print('so far')", source, "print('never')")
+    failure = execution.execute(root, CHAPTER, timeout=timeout).failure
+    assert "cell 2 of 3" in failure
+    assert reason in failure
+    partial = nbformat.read(execution.failed_path(root, CHAPTER), as_version=4)
     assert partial.cells[0].outputs[0].text == "so far\n"
 
 
 @pytest.mark.slow
-def test_a_flood_of_output_is_refused_and_its_cell_named(real):
-    write(real / CHAPTER, "print('small')", "for _ in range(20): print('x' * 10**6)")
-    with pytest.raises(runner.ChapterError, match="take 20 MB, of at most 16; those of cell 2"):
-        runner.execute(real, CHAPTER)
-    assert not cache.executed_path(real, CHAPTER).exists()
-
-
-@pytest.mark.slow
-def test_an_interrupt_keeps_the_old_copy_and_the_partial_output(real):
-    executed = cache.executed_path(real, CHAPTER)
+def test_an_interrupt_keeps_the_old_copy_and_the_partial_output(root):
+    executed = execution.executed_path(root, CHAPTER)
     write(executed, "print('the old copy')")
     before = executed.read_bytes()
     mark = "import time\nopen('reached', 'w').close()"
-    write(real / CHAPTER, "print('so far')", mark, "time.sleep(60)")
+    write(root / CHAPTER, "print('so far')", mark, "time.sleep(60)")
     script = (
-        "from pathlib import Path; from ncsn_core.book import runner; "
-        f"runner.execute(Path({str(real)!r}), Path({str(CHAPTER)!r}))"
+        "from pathlib import Path; from ncsn_book import execution; "
+        f"execution.execute(Path({str(root)!r}), Path({str(CHAPTER)!r}))"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "book" / "_ext")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + 60
-    while not (real / "notebooks" / "reached").exists():
+    while not (root / "notebooks" / "reached").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -534,58 +519,29 @@ def test_an_interrupt_keeps_the_old_copy_and_the_partial_output(real):
     assert "KeyboardInterrupt" in errors
     assert executed.read_bytes() == before
     assert list(executed.parent.iterdir()) == [executed]
-    partial = nbformat.read(cache.failed_path(real, CHAPTER), as_version=4)
+    partial = nbformat.read(execution.failed_path(root, CHAPTER), as_version=4)
     assert partial.cells[0].outputs[0].text == "so far\n"
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError(errno.EMFILE, "Too many open files"), "could not be executed: .*Too many open"),
-        (DeadKernelError("gone"), r"01_first\.ipynb: the kernel died"),
-    ],
-)
-def test_a_kernel_that_does_not_start_is_no_fault_of_a_cell(root, monkeypatch, error, message):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(papermill, "execute_notebook", fail)
-    with pytest.raises(runner.ChapterError, match=message) as failure:
-        runner.execute(root, CHAPTER)
-    assert "cell" not in str(failure.value)
-    assert failure.value.partial == Path("_build/executed/failed") / CHAPTER
-    assert list(cache.executed_path(root, CHAPTER).parent.iterdir()) == []
-
-
-def test_a_disk_too_full_for_the_partial_output_still_reports_what_failed(root, monkeypatch):
+def test_a_kernel_that_does_not_start_is_no_fault_of_a_cell(root, monkeypatch):
     def fail(*_, **__):
         raise DeadKernelError("gone")
 
-    def full(path, content):
-        if "failed" in path.parts:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        files.write_atomically(path, content)
-
     monkeypatch.setattr(papermill, "execute_notebook", fail)
-    monkeypatch.setattr(runner, "write_atomically", full)
-    with pytest.raises(runner.ChapterError, match="the kernel died") as failure:
-        runner.execute(root, CHAPTER)
-    assert failure.value.partial is None
-    assert "outputs up to there" not in str(failure.value)
+    failure = execution.execute(root, CHAPTER).failure
+    assert failure.startswith("the kernel did not start\n  the kernel died")
 
 
 @pytest.mark.slow
-def test_chapters_at_the_same_time_share_the_threads(real, monkeypatch):
+def test_chapters_at_the_same_time_share_the_threads(root, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     second = Path("notebooks/02_second.ipynb")
     for notebook in (CHAPTER, second):
-        write(real / notebook, "import os\nprint(os.environ['OMP_NUM_THREADS'])")
-    lines = []
-    done, failed = runner.execute_all(real, [CHAPTER, second], jobs=2, report=lines.append)
-    assert lines == ["2 chapters at a time, each with 2 of 4 threads"]
-    assert failed == []
-    for outcome in done:
-        executed = nbformat.read(outcome.executed, as_version=4)
+        write(root / notebook, "import os\nprint(os.environ['OMP_NUM_THREADS'])")
+    outcomes = execution.execute_all(root, [CHAPTER, second], jobs=2)
+    assert outcomes == [Outcome(CHAPTER), Outcome(second)]
+    for page in (CHAPTER, second):
+        executed = nbformat.read(execution.executed_path(root, page), as_version=4)
         assert executed.cells[0].outputs[0].text == "2\n"
 
 
@@ -597,19 +553,30 @@ def test_chapters_that_measure_time_come_last_and_alone(root, monkeypatch):
     nbformat.write(timed, root / CHAPTER)
     began = []
 
-    def together(root, notebooks, force, timeout, jobs, report):
-        began.append(notebooks)
-        return []
+    class Pool:
+        def __init__(self, *_, **__):
+            began.append("together")
 
-    monkeypatch.setattr(runner, "_attempt_together", together)
-    monkeypatch.setattr(runner, "_attempt", lambda root, one, *_: began.append(one))
-    runner.execute_all(root, [CHAPTER, Path("notebooks/02_second.ipynb")], jobs=2)
-    assert began == [[Path("notebooks/02_second.ipynb")], CHAPTER]
+        def __enter__(self):
+            return self
 
+        def __exit__(self, *_):
+            began.append("alone")
 
-def test_at_least_one_chapter_at_a_time(root):
-    with pytest.raises(tree.BookError, match="at least 1, not 0"):
-        runner.execute_all(root, [CHAPTER], jobs=0)
+        def map(self, run, pages):
+            return map(run, pages)
+
+    def run(root, page, **_):
+        began.append(page)
+        return Outcome(page)
+
+    monkeypatch.setattr(execution, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(execution, "execute", run)
+    second = Path("notebooks/02_second.ipynb")
+    third = Path("notebooks/03_third.ipynb")
+    write(root / third, "print(3)")
+    execution.execute_all(root, [CHAPTER, second, third], jobs=2)
+    assert began == ["together", second, third, "alone", CHAPTER]
 
 
 # --- the table of contents ----------------------------------------------------------------------
@@ -627,25 +594,13 @@ def test_chapters_are_the_notebooks_of_the_table_of_contents_without_records(roo
     (root / "book").mkdir()
     (root / "book" / "intro.md").write_text("# Intro")
     write(root / "notebooks/training/runs/2031.ipynb", "print(1)")
-    assert tree.chapters(root) == [Path("notebooks/02_second.ipynb"), CHAPTER]
-    assert len(tree.pages(root)) == 4
-    assert tree.select(root, []) == tree.chapters(root)
-    assert tree.select(root, ["01_first"]) == [CHAPTER]
-    assert tree.select(root, ["notebooks/01_first.ipynb", "01_first"]) == [CHAPTER]
-    with pytest.raises(tree.BookError, match=r"no chapter is called '03'.* 02_second, 01_first"):
-        tree.select(root, ["03"])
+    assert chapters(root) == [Path("notebooks/02_second.ipynb"), CHAPTER]
+    assert chapters(root, ["01_first"]) == [CHAPTER]
+    assert chapters(root, ["notebooks/01_first.ipynb", "01_first"]) == [CHAPTER]
+    with pytest.raises(BookError, match=r"no chapter is called '03'.* 02_second, 01_first"):
+        chapters(root, ["03"])
 
 
-def test_a_missing_page_and_a_malformed_table_of_contents_are_named(root):
-    (root / "notebooks/02_second.ipynb").unlink()
-    with pytest.raises(tree.BookError, match=r"neither notebooks/02_second\.ipynb nor"):
-        tree.pages(root)
-    (root / "_toc.yml").write_text("chapters: [1]\n")
-    with pytest.raises(tree.BookError, match=r"_toc\.yml cannot be read"):
-        tree.pages(root)
-
-
-def test_the_root_is_found_from_any_folder_inside(root, tmp_path_factory):
-    assert tree.find_root(root / "notebooks") == root
-    with pytest.raises(tree.BookError, match="inside a clone"):
-        tree.find_root(tmp_path_factory.mktemp("elsewhere"))
+def test_outside_of_a_clone_there_are_no_chapters(tmp_path):
+    with pytest.raises(BookError, match="in the root of a clone"):
+        chapters(tmp_path)
