@@ -175,9 +175,9 @@ def test_a_band_holds_all_runs_around_their_mean():
 
 def test_arrows_have_a_key_in_their_own_scale():
     figure, ax = figures.subplots()
-    figures.plane(ax, 2)
+    figures.plane(ax, 2.0)
     points = torch.cartesian_prod(*[torch.linspace(-1, 1, 3)] * 2)
-    arrows = figures.quiver(ax, points, 4 * torch.ones(9, 2), key=2, scale=5)
+    arrows = figures.quiver(ax, points, 4 * torch.ones(9, 2), key=2.0, scale=5.0)
     figure.draw_without_rendering()
     (key,) = [child for child in ax.get_children() if isinstance(child, mpl.quiver.QuiverKey)]
     assert key.text.get_text() == "2"

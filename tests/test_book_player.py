@@ -57,7 +57,7 @@ def test_only_what_is_to_move_has_a_button_and_starts_unless_motion_is_unwanted(
 
 
 def test_drawn_frames_have_more_pixels_than_they_take():
-    frames = player.drawn(lambda ax, i: ax.plot([0, i]), 3, height=2)
+    frames = player.drawn(lambda ax, i: ax.plot([0, i]), 3, height=2.0)
     text = made(frames)
     assert text.count(' width="520" height="200"') == 3
     first, *_, last = stored(text)

@@ -283,7 +283,7 @@ def test_a_build_fails_on_a_warning_or_an_error_and_names_page_and_line(rendered
             "claim 16 has no part 'tail'",
             "none are 'perhaps'",
             "has measured no 'age' of 'coverage'",
-            "no block is called 'cards': overview, ",
+            "no block is called 'cards': emerging, ",
         ),
         lines,
         strict=True,
@@ -471,10 +471,6 @@ def test_one_execution_at_a_time(counted, root):
 
 
 def test_the_gallery_is_drawn_from_the_shipped_results(root):
-    result = invoke("gallery", "mnist")
+    result = invoke("gallery")
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    assert len(lines) >= 2
-    for line in lines:
-        path = root / line.split(":")[0]
-        assert path.stat().st_size > 1000
+    assert (root / result.output.strip()).stat().st_size > 10_000

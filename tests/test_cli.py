@@ -381,20 +381,6 @@ def test_a_sampler_that_diverges_ends_in_one_line(ncsn, tiny_run, tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("arguments", [["html"], ["build", "--force"]])
-def test_without_the_books_tools_the_command_says_how_to_get_them(arguments):
-    without = "import sys; sys.modules['nbformat'] = None; from ncsn_core.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", without, "book", *arguments],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert "nbformat is not installed" in result.stderr
-    assert "pip install 'ncsn-core[book]'" in result.stderr
-
-
 @pytest.mark.slow
 def test_every_command_works_as_a_module():
     result = subprocess.run(

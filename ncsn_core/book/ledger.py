@@ -172,7 +172,7 @@ def _claim(row: dict[str, Any]) -> Claim:
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:
-    ends = row.pop("accept")
+    ends = {name: float(end) for name, end in row.pop("accept").items()}
     return Measurement(accept=Band(ends.get("min"), ends.get("max")), **row)
 
 
