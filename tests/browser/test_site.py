@@ -147,17 +147,23 @@ def test_the_keyboard_reaches_content_search_and_solutions(visit):
     assert "toggle-hidden" not in solution.get_attribute("class")
 
 
-def test_a_player_moves_by_keyboard(visit):
-    page = visit().open("notebooks/11_annealed_langevin.html")
+def test_a_player_moves_by_keyboard_and_plays_at_a_button(visit):
+    page = visit(reduced_motion="reduce").open("notebooks/11_annealed_langevin.html")
     box = page.locator(".ncsn-player").first
     before = box.locator("output").inner_text()
     box.locator("input").focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
     after = box.locator("output").inner_text()
     assert after != before
     shown = box.locator("img:visible")
     assert shown.count() == 1
     assert shown.get_attribute("data-label") == after
+    box.scroll_into_view_if_needed()
+    box.get_by_role("button", name="Play").click()
+    page.wait_for_function(
+        "l => document.querySelector('.ncsn-player output').value != l", arg=after
+    )
+    box.get_by_role("button", name="Pause").click()
 
 
 def test_light_and_dark_can_be_switched(visit):
