@@ -66,7 +66,7 @@ html: $(INSTALLED) ## build the site from the stored outputs, executing nothing
 refresh: $(INSTALLED) ## execute what has changed and store the outputs in notebooks/ (ARGS as above)
 	@$(EXTENSION) refresh $(ARGS)
 
-gallery: $(INSTALLED) ## draw the front page's pictures from the results that ship
+gallery: $(INSTALLED) ## draw the README's picture from the results that ship
 	@$(EXTENSION) gallery
 
 serve: ## show the built site at http://127.0.0.1:8000/

@@ -21,7 +21,7 @@ def record_of(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_keeps_to_its_time(path):
     """Counted in seconds of a computation at the same moment, so that a slow machine passes."""
-    record = json.loads(path.read_text(encoding="utf-8"))["metadata"]["ncsn"]
+    record = record_of(path)
     budget = TRAINING if path.parent.name == "training" else CHAPTER
     assert record["seconds"] / record["reference_seconds"] <= budget
 

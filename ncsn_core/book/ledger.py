@@ -162,7 +162,7 @@ def _parse(text: str) -> dict[int, Claim]:
 
 def _claim(row: dict[str, Any]) -> Claim:
     own = {field.name for field in dataclasses.fields(Claim)}
-    shared = {name: row[name] for name in row if name in own and name != "parts"}
+    shared = {name: row[name] for name in row if name in own - {"parts", "requires"}}
     parts = row.get("parts", {"": {name: row[name] for name in row if name not in own}})
     return Claim(
         **_unwrapped(shared),
@@ -179,4 +179,4 @@ def _measurement(row: dict[str, Any]) -> Measurement:
 def _unwrapped(row: dict[str, Any]) -> dict[str, Any]:
     """Texts that the file breaks into lines, in one."""
     texts = {name: " ".join(value.split()) for name, value in row.items() if type(value) is str}
-    return {name: row[name] for name in row if name != "requires"} | texts
+    return row | texts

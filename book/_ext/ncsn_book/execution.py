@@ -120,6 +120,13 @@ def to_bytes(notebook: NotebookNode) -> bytes:
     return f"{nbformat.writes(notebook)}\n".encode()
 
 
+def records(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, dict[str, Any]]]:
+    """Every output of a notebook, with what `ncsn_core` has recorded in its metadata."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            yield output, output.get("metadata", {}).get(METADATA_KEY, {})
+
+
 def is_tagged(notebook: NotebookNode, tag: str) -> bool:
     """Whether any cell has the tag."""
     return any(tag in cell.metadata.get("tags", []) for cell in notebook.cells)
@@ -203,13 +210,11 @@ def defaults(path: Path) -> dict[str, Any]:
 
 def _changed_claims(executed: NotebookNode) -> Iterator[str]:
     """The claims to whose checks the ledger of today gives another line."""
-    for cell in executed.cells:
-        for output in cell.get("outputs", []):
-            record = output.get("metadata", {}).get(METADATA_KEY, {})
-            if "claim" in record:
-                line = str(from_metadata(record, load_ledger()))
-                if line != output.data["text/plain"]:
-                    yield f"claim {measurement_name(record['claim'], record['part'])}"
+    for output, record in records(executed):
+        if "claim" in record:
+            line = str(from_metadata(record, load_ledger()))
+            if line != output.data["text/plain"]:
+                yield f"claim {measurement_name(record['claim'], record['part'])}"
 
 
 def _digest(path: Path) -> str:
@@ -422,12 +427,11 @@ def refresh(root: Path, page: Path) -> bool:
     return True
 
 
-def _content(notebook: NotebookNode) -> list[dict[str, Any]]:
+def _content(notebook: NotebookNode) -> list[NotebookNode]:
     """Cells and outputs, whenever, wherever and by whichever commit they were made."""
-    cells: list[dict[str, Any]] = json.loads(json.dumps(without_traces(notebook).cells))
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            record = output.get("metadata", {}).get(METADATA_KEY, {})
-            for name in WHEN_AND_WHERE:
-                record.pop(name, None)
+    clean = without_traces(notebook)
+    for _, record in records(clean):
+        for name in WHEN_AND_WHERE:
+            record.pop(name, None)
+    cells: list[NotebookNode] = clean.cells
     return cells

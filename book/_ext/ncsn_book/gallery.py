@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from nbformat import NotebookNode
 from PIL import Image
-from torch import Tensor
 
 import ncsn_core.pretrained as pretrained
 from ncsn_core.book import player
@@ -22,16 +21,17 @@ CHECKPOINT, BUNDLE = "mnist", "epsilon_2e-5"
 def write(folder: Path) -> Path:
     """Write `mnist_samples.png`, the first hundred samples in drawing order; return its path."""
     path = folder / f"{CHECKPOINT}_samples.png"
-    sheet = (mosaic(_results()["samples"][:100], 10) * 255).round().astype(np.uint8)
+    samples = pretrained.load(CHECKPOINT).bundle(BUNDLE).tensors("results")["samples"]
+    sheet = (mosaic(samples[:100], 10) * 255).round().astype(np.uint8)
     Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(path, optimize=True)
     return path
 
 
 def emerging() -> str:
     """Sixteen chains of Algorithm 1 behind a slider, in eight levels of gray, as HTML."""
-    frames, metrics = _results()["frames"], _model().bundle(BUNDLE).metrics
-    steps = metrics["steps_per_level"]
-    config = _model().config
+    model = pretrained.load(CHECKPOINT)
+    bundle, config = model.bundle(BUNDLE), model.config
+    frames, steps = bundle.tensors("results")["frames"], bundle.metrics["steps_per_level"]
     sigmas = geometric_ladder(config["sigma_max"], config["sigma_min"], config["levels"])
     moments = torch.linspace(0, len(sigmas) * steps - 1, len(frames)).round().long()
     chosen = [*range(0, len(frames) - 1, 2), len(frames) - 1]
@@ -73,11 +73,3 @@ def thumbnail(notebook: NotebookNode, name: str) -> str:
 def _left(width: int, height: int) -> tuple[int, int]:
     """The size of the left part of a wide picture: its first panel, or the first of its images."""
     return min(width, round(1.15 * height)), height
-
-
-def _model() -> pretrained.Model:
-    return pretrained.load(CHECKPOINT)
-
-
-def _results() -> dict[str, Tensor]:
-    return _model().bundle(BUNDLE).tensors("results")

@@ -13,7 +13,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 from ncsn_book import scorecard
-from ncsn_book.execution import changed, chapters, executed_path, read, to_bytes
+from ncsn_book.execution import changed, chapters, executed_path, read, records, to_bytes
 from ncsn_book.inserts import Book, anchor
 from ncsn_core.book import claims
 from ncsn_core.book.ledger import Claim, find_ledger, load_ledger
@@ -106,14 +106,13 @@ def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode
     for cell in published.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("hide-input")
-        for output in cell.get("outputs", []):
-            record = output.get("metadata", {}).get(claims.METADATA_KEY, {})
-            verdict = claims.from_metadata(record, ledger)
-            if verdict is not None:
-                name = anchor(verdict.claim, verdict.part)
-                new = name not in anchors  # a number that is reported twice has one anchor
-                anchors.add(name)
-                output.data = {"text/html": _verdict_html(verdict, name if new else None)}
+    for output, record in records(published):
+        verdict = claims.from_metadata(record, ledger)
+        if verdict is not None:
+            name = anchor(verdict.claim, verdict.part)
+            new = name not in anchors  # a number that is reported twice has one anchor
+            anchors.add(name)
+            output.data = {"text/html": _verdict_html(verdict, name if new else None)}
     footer = _footer(published.metadata.get(claims.METADATA_KEY, {}))
     if footer:
         cell = nbformat.v4.new_markdown_cell(footer)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from ncsn_core.book.claims import METADATA_KEY, Verdict, from_metadata
+from ncsn_book.execution import records
+from ncsn_core.book.claims import Verdict, from_metadata
 from ncsn_core.book.ledger import (
     FAILS,
     HOLDS,
@@ -53,9 +54,7 @@ def of(notebooks: Mapping[Path, NotebookNode], ledger: Mapping[int, Claim]) -> l
     """The scorecard of executed notebooks, by their paths."""
     verdicts: list[Verdict] = []
     for notebook in notebooks.values():
-        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        records = [output.get("metadata", {}).get(METADATA_KEY, {}) for output in outputs]
-        found = (from_metadata(record, ledger) for record in records)
+        found = (from_metadata(record, ledger) for _, record in records(notebook))
         verdicts += [verdict for verdict in found if verdict is not None]
     executed = {
         page.stem
@@ -100,8 +99,8 @@ def status_of(rows: Iterable[Row]) -> str:
 
 def summary(table: list[Row]) -> str:
     """How many claims hold, fail, are undecided, were not measured, and which do not hold."""
-    claims = by_claim(table).values()
-    lines = ["Claims: " + ", ".join(f"{[*map(status_of, claims)].count(s)} {s}" for s in OUTCOMES)]
+    found = [status_of(rows) for rows in by_claim(table).values()]
+    lines = ["Claims: " + ", ".join(f"{found.count(status)} {status}" for status in OUTCOMES)]
     for row in (row for row in table if row.status != HOLDS):
         name = f"{row.claim.title} ({row.part})" if row.part else row.claim.title
         expected = "as expected" if row.status == row.measurement.expected else "NOT expected"
