@@ -1,6 +1,7 @@
 """Tables and source listings of the chapters."""
 
 import pytest
+import torch
 
 from ncsn_core.book import show
 
@@ -53,3 +54,29 @@ def test_what_is_shown_is_markdown(monkeypatch):
         "| a |\n| --- |\n| 1 |",
         f"`{__name__}.py`, `documented`:\n\n```python\n# a comment\ny = x + 1\nreturn y\n```",
     ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "said"),
+    [
+        (..., 0.5, "No answer yet"),
+        (0.502, 0.5, "Right."),
+        (0.6, 0.5, "Not yet: off by 20%."),
+        (float("nan"), 0.5, "Not yet: off by nan%."),
+        ([1.0, 2.0], torch.tensor([1.0, 2.0]), "Right."),
+        ([1.0], torch.tensor([1.0, 2.0]), "Not yet: the shape is [1], and not [2]."),
+        (" Uphill", "uphill", "Right."),
+        ("downhill", "uphill", "Not yet."),
+    ],
+)
+def test_an_answer_is_judged(answer, expected, said, capsys):
+    show.check(answer, expected)
+    assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [(lambda x: x + x, "Right."), (torch.square, "Not yet")]
+)
+def test_a_function_is_judged_by_what_it_returns(answer, said, capsys):
+    show.check(answer, lambda x: 2 * x, on=(torch.tensor([1.0, 3.0]),))
+    assert capsys.readouterr().out.startswith(said)

@@ -1,4 +1,4 @@
-"""What a chapter shows beside its figures: tables, and the lines that implement an equation."""
+"""What a chapter shows beside its figures: tables, source, and whether an answer is right."""
 
 import ast
 import inspect
@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from IPython.display import Markdown, display
 
 
@@ -22,6 +23,31 @@ def body(function: Callable[..., Any]) -> None:
     file = function.__module__.replace(".", "/")
     lines = f"`{file}.py`, `{function.__qualname__}`:\n\n```python\n{body_of(function)}\n```"
     display(Markdown(lines))
+
+
+def check(answer: Any, expected: Any, *, on: tuple[Any, ...] = (), within: float = 0.01) -> None:
+    """Print whether a reader's answer to an exercise is right, and how far off it is if not.
+
+    Args:
+        answer: a number, a tensor, a text, or a function; `...` where nobody has answered yet.
+        expected: the same, as the chapter computes it.
+        on: what both functions are called with.
+        within: the largest error that still counts as right, over the largest expected entry.
+    """
+    if answer is ...:
+        print("No answer yet. Put yours in place of the three dots and run the cell again.")
+        return
+    if callable(expected):
+        answer, expected = answer(*on), expected(*on)
+    if isinstance(expected, str):
+        print("Right." if str(answer).strip().lower() == expected.lower() else "Not yet.")
+        return
+    answer, expected = (torch.as_tensor(v, dtype=torch.float64) for v in (answer, expected))
+    if answer.shape != expected.shape:
+        print(f"Not yet: the shape is {[*answer.shape]}, and not {[*expected.shape]}.")
+        return
+    error = ((answer - expected).abs().max() / expected.abs().max()).item()
+    print("Right." if error <= within else f"Not yet: off by {error:.0%}.")
 
 
 def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
