@@ -74,7 +74,7 @@ def half_square(s):
     return 0.5 * s.flatten(1).square().sum(1)
 
 
-@planted("objectives:implicit_score_matching", "01_generative_models", "104")
+@planted("objectives:implicit_score_matching", "02_score_matching", "104")
 def wrong_sign_of_the_trace(right, score, x, **options):
     return half_square(score(x)) - exact_divergence(score, x, **options)
 
@@ -216,8 +216,8 @@ DEFECTS += [
     ),
     edit(
         "the time of another estimator, live",
-        'largest["exact, loop"].median',
-        'largest["sliced"].median',
+        'live[32, "exact, loop"].median',
+        'live[32, "exact, weights"].median',
         "03_trace_jacobian_cost",
         "20 live",
     ),
@@ -275,15 +275,15 @@ DEFECTS += [
     ),
     edit(
         "the two sizes exchanged",
-        "ratio_of_means = best[0, :, 0].mean() / best[-1, :, 0].mean()",
-        "ratio_of_means = best[-1, :, 0].mean() / best[0, :, 0].mean()",
+        "gain = ends[0, :, 0] / ends[1, :, 0]",
+        "gain = ends[1, :, 0] / ends[0, :, 0]",
         "08_low_density_regions",
         "110 near the modes",
     ),
     edit(
         "the modes in place of the void",
-        "lowest = running[..., 2]",
-        "lowest = running[..., 0]",
+        "void = torch.cat(runs)[:, 2]",
+        "void = torch.cat(runs)[:, 0]",
         "08_low_density_regions",
         "110 in the void",
     ),
@@ -317,8 +317,8 @@ DEFECTS += [
     ),
     edit(
         "fractions in place of variances",
-        'part: bundle.tensors("annealed")[part][:, 1]',
-        'part: bundle.tensors("annealed")[part][:, 0]',
+        "part: ends[part][:, 1] for",
+        "part: ends[part][:, 0] for",
         "09_slow_mixing",
         "120 convolved",
         "120 replaced",

@@ -75,6 +75,14 @@ def test_an_answer_is_judged(answer, expected, said, capsys):
 
 
 @pytest.mark.parametrize(
+    ("answer", "said"), [(1002.34, "0.23%"), (1063, "6.3%"), (1099.6, "10%"), (2534, "153%")]
+)
+def test_a_small_error_is_not_rounded_away(answer, said, capsys):
+    show.check(answer, 1000, within=1e-6)
+    assert capsys.readouterr().out == f"Not yet: off by {said}.\n"
+
+
+@pytest.mark.parametrize(
     ("answer", "said"), [(lambda x: x + x, "Right."), (torch.square, "Not yet")]
 )
 def test_a_function_is_judged_by_what_it_returns(answer, said, capsys):

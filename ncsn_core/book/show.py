@@ -47,7 +47,8 @@ def check(answer: Any, expected: Any, *, on: tuple[Any, ...] = (), within: float
         print(f"Not yet: the shape is {[*answer.shape]}, and not {[*expected.shape]}.")
         return
     error = ((answer - expected).abs().max() / expected.abs().max()).item()
-    print("Right." if error <= within else f"Not yet: off by {error:.0%}.")
+    off = f"{100 * error:.2g}%" if error < 0.1 else f"{error:.0%}"
+    print("Right." if error <= within else f"Not yet: off by {off}.")
 
 
 def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
