@@ -36,7 +36,7 @@ def names_of(
         if registry and name == registry:
             return registered()
         if registry and name == "__all__":
-            return sorted({*home, *registered()})
+            return sorted({*home, *registered()}, key=str.swapcase)  # functions first
         if name in home:
             return getattr(import_module(f"{package}.{home[name]}"), name)
         if registry and not name.startswith("_") and name in registered():

@@ -119,7 +119,7 @@ def variance_left(epsilon: float, sigma_min: float, ratio: float, steps: int) ->
         epsilon: ε in the form of Algorithm 1, twice that of Song & Ermon (2020).
         sigma_min: σ_L.
         ratio: γ = σᵢ₋₁/σᵢ.
-        steps: T.
+        steps: T, steps at a level.
     """
     r = epsilon / (2 * sigma_min**2)
     q = 2 * r / (1 - (1 - r) ** 2)

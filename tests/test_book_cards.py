@@ -144,6 +144,6 @@ def test_a_thumbnail_is_the_figure_that_is_named():
     html = gallery.thumbnail(notebook, "fig-20")
     assert 'alt="Gray &lt;20&gt;."' in html
     with Image.open(io.BytesIO(base64.b64decode(html.split("base64,")[1][:-2]))) as picture:
-        assert picture.size == (345, 300)  # the left part
+        assert picture.size == (480, 240)
         assert picture.convert("RGBA").getpixel((0, 0)) == (20, 20, 20, 255)
     assert gallery.thumbnail(notebook, "fig-40") == ""

@@ -5,18 +5,20 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ncsn_book import scorecard
 from ncsn_book.execution import BookError
-from ncsn_book.inserts import BLOCKS, ROLES, Book
+from ncsn_book.inserts import BLOCKS, EXERCISE, ROLES, Book
 from ncsn_book.plot import band_plot
 from ncsn_core import checkpoints, pretrained
 from ncsn_core.book import claims
 from ncsn_core.book.ledger import Band, Claim, Measurement
 from ncsn_core.provenance import PACKAGE
 
+ROOT = Path(__file__).parents[1]
 CHAPTER = Path("notebooks/10_ncsn.ipynb")
 
 
@@ -59,9 +61,7 @@ def book():
         verdict(24, "annealing", 3.0),
         verdict(24, "conditioning", 0.5),
     ]
-    exercise = (
-        ":::{exercise} How many $x$?\n:label: exercise-10-1\n\nCount `x`\nof $y$. Then rest.\n:::"
-    )
+    exercise = ":::{exercise} How many? ★★\n:label: exercise-10-1\n\nCount `x`\nof it. Rest.\n:::"
     notebook = new_notebook(
         cells=[
             new_markdown_cell("# Networks of $s$"),
@@ -143,12 +143,12 @@ def test_what_stress_has_measured_is_filled_in(book, promises):
 
 
 def test_false_alarms_have_the_interval_of_their_rate(book, promises):
-    """Clopper & Pearson: for 1 of 40, 0.06 % to 13.16 %."""
+    """Clopper & Pearson: for 1 of 40, 0.06% to 13.16%."""
     text = BLOCKS["alarms"](book)
-    assert "* - 4\n  - 02_score_matching\n  - 0 of 3\n  - 0.0 to 70.8 %\n  - –\n" in text
+    assert "* - 4\n  - 02_score_matching\n  - 0 of 3\n  - 0.0 to 70.8%\n  - –\n" in text
     row = text.split("* - ")[-1].splitlines()
     assert row[0] == "16"
-    assert row[2:5] == ["  - 1 of 40", "  - 0.1 to 13.2 %", "  - 2.3"]
+    assert row[2:5] == ["  - 1 of 40", "  - 0.1 to 13.2%", "  - 2.3"]
 
 
 def test_surviving_mutants_stand_with_their_change_and_our_judgement(book, promises):
@@ -238,7 +238,13 @@ def test_a_thumbnail_is_of_a_figure_that_exists(book, text):
 
 def test_exercises_are_listed_with_links_and_titles(book):
     index = BLOCKS["exercises"](book)
-    assert index.splitlines()[2:] == ["- {ref}`exercise-10-1`: **How many $x$?** Count `x` of $y$."]
+    assert index.splitlines()[2:] == ["- {ref}`exercise-10-1` ★★ **How many?** Count `x` of it."]
+
+
+def test_every_exercise_says_how_hard_it_is():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
+        assert len(EXERCISE.findall(text)) == text.count(":label: exercise-"), path.name
 
 
 def test_a_notebook_without_exercises_is_left_out_of_their_list(book):

@@ -201,9 +201,10 @@ def test_a_page_shows_the_measured_value_and_how_it_was_made():
     original = chapter()
     published = pages.publish(original, load_ledger())
     html = published.cells[2].outputs[1].data["text/html"]
-    assert '<p id="measured-16" class="ncsn-claim holds"><strong>Claim 16 holds:</strong>' in html
+    assert '<p id="measured-16" class="ncsn-claim holds"><strong><a href=' in html
+    assert 'scorecard.html#claim-16">Claim 16 holds</a>:</strong>' in html
     assert "; accepted: within [−1.1, −0.9]; paper: −1.</p>" in html
-    assert " is −0.98 [−0.98, −0.98] (95 % confidence interval of a line through" in html
+    assert " is −0.98 [−0.98, −0.98] (95% confidence interval of a line through" in html
     assert (
         "commit abc, profile smoke, device cpu, threads 2, time 34 s, date 2031-05-17"
         in published.cells[-1].source
@@ -218,7 +219,7 @@ def test_a_page_names_no_number_of_the_paper_where_the_paper_has_none():
     notebook = new_notebook(cells=[new_code_cell("claims.check(18, x)", outputs=[output])])
     published = pages.publish(notebook, load_ledger())
     html = published.cells[0].outputs[0].data["text/html"]
-    assert "Claim 18 holds:" in html
+    assert "Claim 18 holds</a>:" in html
     assert " is 0.05 [0.05, 0.05] (" in html
     assert html.endswith("accepted: at most 0.2.</p>")
 

@@ -1,5 +1,5 @@
-// "Predict first": a guess is committed by a click, kept in this browser alone, and met again before
-// the chapter's last section. Without JavaScript the questions stay a list.
+// "Predict first": a guess is committed by a click, kept in this browser alone, and met again above the
+// answers, in a chapter without these before its last section. Without JavaScript the questions stay a list.
 (() => {
   const title = (box) => box.querySelector(".admonition-title")?.textContent.trim();
   const box = [...document.querySelectorAll(".admonition")].find((b) => title(b) === "Predict first");
@@ -22,7 +22,7 @@
   const answers = make("ol", "", recap);
   const sections = document.querySelectorAll("article section > section");
   const last = [...sections].filter((s) => s.parentElement === sections[0].parentElement).pop();
-  last?.before(recap);
+  (document.querySelector(".tag_remember") ?? last)?.before(recap);
 
   questions.forEach((question, i) => {
     const asked = question.cloneNode(true);

@@ -92,7 +92,7 @@ def contrastive_divergence(
 
     Args:
         energy: maps images to one energy each.
-        data: x.
+        data: images x.
         negatives: x′; no gradient flows into how they were drawn.
         penalty: weight of E(x)² + E(x′)², which keeps the energies from drifting away together
             (Du & Mordatch 2019).

@@ -74,7 +74,7 @@ class Verdict:
             f"{asked.metric} is {self.measured()} ({asked.measured_over()})",
             f"accepted: {asked.accept}",
             f"paper: {asked.paper_value}" if asked.paper_value else "",
-            f"changed after looking: {asked.changed}" if asked.changed else "",
+            "the rule was changed after looking" if asked.changed else "",
         ]
         name = f"{self.claim} ({self.part})" if self.part else str(self.claim)
         return f"Claim {name} {self.outcome}", "; ".join(filter(None, parts)) + "."

@@ -192,7 +192,7 @@ class Slope:
 
 
 def log_log_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
-    """Least-squares slope of log y against log x, with a 95 % interval from Student's t.
+    """Least-squares slope of log y against log x, with a 95% interval from Student's t.
 
     Raises:
         ValueError: for fewer than three points or a number that is not positive.

@@ -221,7 +221,7 @@ class Recorder:
 
     Args:
         sigmas: the ladder.
-        steps_per_level: T.
+        steps_per_level: T of Algorithm 1.
         dark: mask [channel, height, width] of pixels that are always black in the data.
         chains: how many chains to keep whole, the first ones; at most a batch.
         frames: about how many moments of these to keep for an animation; 0 keeps none.

@@ -21,7 +21,7 @@ class MLP(nn.Sequential):
     with ReLU the derivative would be a step function.
 
     Args:
-        dimension: D.
+        dimension: D, the number of coordinates.
         hidden: width of the hidden layers.
         layers: number of hidden layers.
         outputs: numbers given out for a point; D when None.
@@ -45,7 +45,7 @@ class ConditionalMLP(nn.Module):
     Unlike the NCSN, which has a row of parameters for each of its levels, it answers for every σ.
 
     Args:
-        dimension: D.
+        dimension: D, the number of coordinates.
         radius: r, the root mean square of the data's coordinates.
         hidden: width of the hidden layers.
         layers: number of hidden layers.

@@ -328,7 +328,7 @@ class RefineNet(nn.Module):
 
     Pixels come in [0, 1] and are mapped to 2x − 1 inside; the output is ∇ log q_σ with respect to
     the [0, 1] pixels.  The first and last convolution run in float32 also under autocast: at the
-    smallest noise, bfloat16 would round black (−1) by 9 % of σ_L, and the output carries ±1/σ_L.
+    smallest noise, bfloat16 would round black (−1) by 9% of σ_L, and the output carries ±1/σ_L.
 
     Args:
         channels: C; 64 for the paper's MNIST network (7,638,657 parameters at 10 levels), 128 for

@@ -1,9 +1,9 @@
 """Samplers: from a score to samples.
 
-They take `(score, x, sigmas, *, ..., generator, callback)`, `langevin` and `mala` without σ, with x
-`[batch, *shape]` the starts of as many independent chains.  They draw their randomness from
-`generator` alone, leave `x` as it was, show every update to `callback` as a `State`, and never
-print.  `solve_probability_flow` and `log_likelihood` choose their own steps and have no callback.
+A sampler moves `x` `[batch, *shape]`, one independent chain an entry, along `score` through the
+noise levels `sigmas`, and returns where the chains end; `langevin` and `mala` have a single level.
+The randomness comes from `generator` alone, and `callback` sees every update as a `State`.
+`solve_probability_flow` and `log_likelihood` choose their own steps and have no callback.
 
 `SAMPLERS` has all that show their updates, by name: `SAMPLERS["annealed_langevin"]`.
 

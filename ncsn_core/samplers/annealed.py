@@ -32,7 +32,7 @@ def annealed_langevin(
         x: where the chains start; the paper's start is uniform noise in [0, 1].  Not modified.
         sigmas: the ladder, from the largest noise to the smallest.
         epsilon: ε of Algorithm 1.  The paper prints 2e-5; the authors' code runs 4e-5 in this form.
-        steps_per_level: T.
+        steps_per_level: T of Algorithm 1.
         denoise: finish with x + σ_L² s(x, σ_L), the mean of the clean image given x (Tweedie); one
             more evaluation.  Without it samples carry noise of standard deviation about σ_L, as the
             paper's do.

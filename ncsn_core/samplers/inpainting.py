@@ -53,7 +53,7 @@ def inpaint(
             anew at every "step", as in the authors' later code; or "none", which puts them in place
             as they are.
         epsilon: ε of Algorithm 1.
-        steps_per_level: T.
+        steps_per_level: T of Algorithm 1.
         denoise: finish with x + σ_L² s(x, σ_L) where unknown and the known pixels where known; one
             more evaluation.  Without it both parts carry noise of about σ_L, as the paper's do.
         generator: source of all noise, on the device of `x`.

@@ -41,7 +41,7 @@ def reverse_diffusion(
             beyond the data.
         sigmas: the ladder.
         ancestral: which predictor.
-        corrector_steps: M.
+        corrector_steps: M, corrections a level.
         snr: r, the signal-to-noise ratio; NCSN's code has √0.1 = 0.316 (its ε = 2e-5), the paper's
             Algorithm 1 √0.05.
 

@@ -40,8 +40,13 @@ def test_there_are_pages():
 
 @pytest.mark.parametrize("path", CONTENT)
 def test_every_number_is_in_its_place(path):
-    """No role or block is left as it was written, and none has become an error."""
+    """No role or block is left as it was written, and none has become an error.
+
+    And no number has become an item of a list ("48." at the beginning of a line), no history of a
+    fit is printed.
+    """
     page = (HTML / path).read_text(encoding="utf-8")
+    assert not re.findall(r"<li>\s*(?:<p>\s*</p>)?\s*</li>|output text_plain.*?>tensor\(\[", page)
     assert not re.findall(r"\{(?:measured|claims?|promise)\}|ncsn-block|<!-- ncsn:", page)
     assert not re.findall(r'class="(?:problematic|system-message)"', page)
 
@@ -134,6 +139,22 @@ def test_search_finds_a_chapter(visit):
     assert any("11_annealed_langevin" in target for target in found)
 
 
+def test_a_search_result_is_a_sentence(visit):
+    page = visit().open("search.html?q=langevin")
+    page.wait_for_selector("#search-results p.context")
+    shown = page.locator("li:has(a[href*='notebooks/']) p.context").all_inner_texts()[:8]
+    assert shown
+    assert all(re.match(r"(?s)\W*[A-Z].*[.?!:”]$", text) for text in shown)
+    assert not any("Contents" in text or "import " in text for text in shown)
+
+
+def test_a_chapter_is_described_by_its_card(visit):
+    words = "The sampler that needs nothing but a score, and what a finite step costs (§2.2)."
+    page = visit().open("notebooks/06_langevin_dynamics.html")
+    for name in ('property="og:description"', 'name="description"'):
+        assert page.locator(f"meta[{name}]").get_attribute("content") == words
+
+
 def test_the_keyboard_reaches_content_search_and_solutions(visit):
     page = visit().open("notebooks/11_annealed_langevin.html")
     page.keyboard.press("Tab")
@@ -173,6 +194,25 @@ def test_light_and_dark_can_be_switched(visit):
         themes.add(page.evaluate("document.documentElement.dataset.theme"))
         page.locator("button.theme-switch-button").first.click()
     assert themes == {"light", "dark"}
+
+
+def test_paper_is_light_with_open_boxes_and_last_frames(visit):
+    page = visit(color_scheme="dark").open("book/intro.html")
+    theme = "document.documentElement.dataset.theme"
+    slider = page.locator(".ncsn-player input").first
+    last = "document.querySelector('.ncsn-player input').value"
+    shown = page.evaluate(f"dispatchEvent(new Event('beforeprint')); [{theme}, {last}]")
+    assert shown == ["light", slider.get_attribute("max")]
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(theme) == "dark"
+
+
+def test_the_sidebar_shows_where_one_is(visit):
+    one = visit()
+    one.open("book/intro.html")
+    page = one.open("book/glossary.html")  # the theme keeps the sidebar where it was
+    place = page.locator(".bd-sidebar-primary li.current.active").last.bounding_box()
+    assert 0 < place["y"] < 900
 
 
 def test_a_guess_is_kept_and_met_again(visit):

@@ -23,6 +23,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", pages.outdated)
     app.connect("source-read", pages.read_source)
     app.connect("autodoc-skip-member", pages.skip_alias)
+    app.connect("html-page-context", pages.describe, priority=400)  # before sphinxext.opengraph
     app.connect("build-finished", colab.publish)
     app.connect("build-finished", polish.correct)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -47,10 +47,7 @@ def emerging() -> str:
 
 
 def thumbnail(notebook: NotebookNode, name: str) -> str:
-    """A figure of a notebook by its name, small, as an HTML image; empty where there is none.
-
-    Of a wide figure it is the left part.
-    """
+    """A figure of a notebook by its name, small, as an HTML image; empty where there is none."""
     drawn = {
         cell.metadata.get("mystnb", {}).get("figure", {}).get("name"): (cell.metadata, output)
         for cell in notebook.cells
@@ -61,15 +58,10 @@ def thumbnail(notebook: NotebookNode, name: str) -> str:
         return ""
     metadata, output = drawn[name]
     with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as picture:
-        small = picture.convert("RGBA").crop((0, 0, *_left(*picture.size)))
+        small = picture.convert("RGBA")
     small.thumbnail((480, 360))
     file = io.BytesIO()
     small.quantize(64, Image.Quantize.FASTOCTREE).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
     alt = html.escape(metadata.mystnb.image.alt)
     return f'<img class="ncsn-thumbnail" alt="{alt}" src="data:image/png;base64,{data}">'
-
-
-def _left(width: int, height: int) -> tuple[int, int]:
-    """The size of the left part of a wide picture: its first panel, or the first of its images."""
-    return min(width, round(1.15 * height)), height

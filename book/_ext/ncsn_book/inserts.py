@@ -8,7 +8,7 @@ fills in what the chapters of this very build have measured:
     {claim}`16`               a link to the claim on the scorecard, with its verdict
     {claims}`holds`           how many claims hold; also fails, undecided, ..., all
     {promise}`coverage:lines`  a number that `make stress` has measured
-    {thumbnail}`10_ncsn:fig-ncsn-ladder`  a figure of a chapter by its name, small
+    {thumbnail}`10_ncsn:fig-ncsn-denoise`  a figure of a chapter by its name, small
 
 and the directive `{ncsn-block} scorecard` becomes what `BLOCKS` makes of the book.
 """
@@ -41,7 +41,8 @@ from ncsn_core.book.ledger import (
 from ncsn_core.provenance import PACKAGE
 
 EXERCISE = re.compile(
-    r"^:::\{exercise(?:-start)?\} (?P<title>.+)\n:label: (?P<label>\S+)\n(?::.*\n)*\s*"
+    r"^:::\{exercise(?:-start)?\} (?P<title>.+?) (?P<difficulty>★+)\n"
+    r":label: (?P<label>\S+)\n(?::.*\n)*\s*"
     r"(?P<first>(?:.|\n)+?[.?:])(?=\s)",
     re.MULTILINE,
 )
@@ -153,15 +154,20 @@ def _overview(book: Book) -> str:
         link = f"{claim.id}\\. {{ref}}`{claim.title} <claim-{claim.id}>`"
         paper = dict.fromkeys(row.measurement.paper_value or "–" for row in rows)
         ours = [
-            f"{row.measurement.metric}: **{row.verdict.measured() if row.verdict else '–'}** "
+            f"{metric(row)}: **{row.verdict.measured() if row.verdict else '–'}** "
             f"({row.measurement.accept})"
             for row in rows
         ]
         verdict = _verdict(status_of(rows))
         table.append((link, verdict, "; ".join(paper), "<br>".join(ours)))
     caption = "Every claim of the ledger, those that do not hold first; those above 100 are ours."
-    header = {"Claim": 26, "Verdict": 14, "Paper": 14, "Measured (accepted)": 46}
+    header = {"Claim": 26, "Verdict": 12, "Paper": 14, "Measured (accepted)": 48}
     return _table(caption, header, table, "claims")
+
+
+def metric(row: Row) -> str:
+    """What was measured, without the comma that leads over to the number in a verdict."""
+    return row.measurement.metric.rstrip(",")
 
 
 def _scorecard(book: Book) -> str:
@@ -193,13 +199,13 @@ def _claim(rows: list[Row], book: Book) -> str:
 
 def _numbers(row: Row, book: Book) -> tuple[str, ...]:
     asked = row.measurement
-    metric = f"*{row.part}*: " * bool(row.part) + asked.metric.rstrip(",")
+    number = f"*{row.part}*: " * bool(row.part) + metric(row)
     if asked.changed:
-        metric += f" (changed after looking: {asked.changed})"
+        number += f" (changed after looking: {asked.changed})"
     measured = NOT_MEASURED
     if row.verdict is not None:
         measured = f"{row.verdict.measured()} ({asked.measured_over()}) {_where(row, book)}"
-    return metric, asked.paper_value or "–", str(asked.accept), measured, band_plot(row)
+    return number, asked.paper_value or "–", str(asked.accept), measured, band_plot(row)
 
 
 def _where(row: Row, book: Book) -> str:
@@ -233,7 +239,8 @@ def _exercises(book: Book) -> str:
         for match in found:
             first = " ".join(match["first"].split())
             title = match["title"] + "." * (not match["title"].endswith("?"))
-            parts.append(f"- {{ref}}`{match['label']}`: **{title}** {first}")
+            label, difficulty = match["label"], match["difficulty"]
+            parts.append(f"- {{ref}}`{label}` {difficulty} **{title}** {first}")
         parts += [""] * bool(found)
     return "\n".join(parts)
 
@@ -334,15 +341,15 @@ def _alarms(book: Book) -> str:
     for chapter, claims in _stress("false alarms").items():
         for name, found in claims.items():
             interval = binomtest(found["failed"], found["runs"]).proportion_ci()
-            rate = f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
+            rate = f"{100 * interval.low:.1f} to {100 * interval.high:.1f}%"
             room = "–" if found["room"] is None else number_text(found["room"], digits=2)
             failed = f"{found['failed']} of {found['runs']}"
             rows.append((name, _chapter(chapter, book), failed, rate, room))
     caption = (
-        "Claims with other random numbers: how often each failed, the 95 % interval of its rate, "
+        "Claims with other random numbers: how often each failed, the 95% interval of its rate, "
         "and the room between its mean and the nearer end of its band, in standard deviations."
     )
-    header = {"Claim": 28, "Chapter": 20, "Failed": 20, "Rate, 95 %": 20, "Room": 12}
+    header = {"Claim": 28, "Chapter": 20, "Failed": 20, "Rate, 95%": 20, "Room": 12}
     return _table(caption, header, rows, "alarms")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,25 @@ def read_source(app: Sphinx, name: str, content: list[str]) -> None:
     content[0] = to_bytes(publish(read(path), load_ledger())).decode()
 
 
+@functools.lru_cache(maxsize=1)
+def cards(app: Sphinx) -> dict[str, str]:
+    """What the front page's card says of each chapter, by its page."""
+    front = (Path(app.srcdir) / "book/intro.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r":link: \.\./(notebooks/\S+)\n.*?\{thumbnail\}.*?\n\n(.*?)\n:::", front, re.S
+    )
+    return {page: " ".join(words.split()) for page, words in found}
+
+
+def describe(
+    app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Describe a chapter by its card, for previews and search engines, not by its first words."""
+    if words := cards(app).get(name):
+        context["meta"] = {**(context["meta"] or {}), "og:description": words}
+        context["metatags"] += f'<meta name="description" content="{html.escape(words)}" />\n'
+
+
 def skip_alias(
     app: Sphinx, what: str, name: str, member: object, skip: bool, options: object
 ) -> bool | None:
@@ -122,12 +142,13 @@ def publish(notebook: NotebookNode, ledger: Mapping[int, Claim]) -> NotebookNode
 
 
 def _verdict_html(verdict: claims.Verdict, name: str | None) -> str:
-    """Return the verdict's line as a paragraph that a link can lead to."""
-    opening, finding = verdict.line()
+    """Return the verdict's line as a paragraph that has an address and leads to its claim."""
+    opening, finding = map(html.escape, verdict.line())
     anchored = "" if name is None else f' id="{name}"'
     return (
         f'<p{anchored} class="ncsn-claim {verdict.outcome}">'
-        f"<strong>{html.escape(opening)}:</strong> {html.escape(finding)}</p>"
+        f'<strong><a href="../book/scorecard.html#claim-{verdict.claim}">{opening}</a>:</strong> '
+        f"{finding}</p>"
     )
 
 
