@@ -61,7 +61,7 @@ def book():
         verdict(24, "annealing", 3.0),
         verdict(24, "conditioning", 0.5),
     ]
-    exercise = ":::{exercise} How many? ★★\n:label: exercise-10-1\n\nCount `x`\nof it. Rest.\n:::"
+    exercise = ":::{exercise} Sum ★★\n:label: exercise-10-1\n\nCount `x`\nof [it](a.md). Rest.\n:::"
     notebook = new_notebook(
         cells=[
             new_markdown_cell("# Networks of $s$"),
@@ -238,7 +238,7 @@ def test_a_thumbnail_is_of_a_figure_that_exists(book, text):
 
 def test_exercises_are_listed_with_links_and_titles(book):
     index = BLOCKS["exercises"](book)
-    assert index.splitlines()[2:] == ["- {ref}`exercise-10-1` ★★ **How many?** Count `x` of it."]
+    assert index.splitlines()[2:] == ["- {ref}`exercise-10-1` ★★ **Sum.** Count `x` of it."]
 
 
 def test_every_exercise_says_how_hard_it_is():

@@ -237,7 +237,7 @@ def _exercises(book: Book) -> str:
         found = list(EXERCISE.finditer(prose))
         parts += [f"**{_chapter(page.stem, book)}**\n"] * bool(found)
         for match in found:
-            first = " ".join(match["first"].split())
+            first = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(match["first"].split()))
             title = match["title"] + "." * (not match["title"].endswith("?"))
             label, difficulty = match["label"], match["difficulty"]
             parts.append(f"- {{ref}}`{label}` {difficulty} **{title}** {first}")
