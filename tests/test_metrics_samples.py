@@ -54,7 +54,7 @@ def test_interval_is_wilsons():
 
 
 def test_interval_covers_the_weight_as_often_as_it_says():
-    """500 experiments of 200 samples: between 92 % and 98 % of the 95% intervals."""
+    """500 experiments of 200 samples: between 92% and 98% of the 95% intervals."""
     covered = 0
     for seed in range(500):
         second = torch.rand(200, generator=generator_for(seed)) < 0.8

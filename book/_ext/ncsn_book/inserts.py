@@ -154,7 +154,7 @@ def _overview(book: Book) -> str:
         link = f"{claim.id}\\. {{ref}}`{claim.title} <claim-{claim.id}>`"
         paper = dict.fromkeys(row.measurement.paper_value or "–" for row in rows)
         ours = [
-            f"{metric(row)}: **{row.verdict.measured() if row.verdict else '–'}** "
+            f"{_metric(row)}: **{row.verdict.measured() if row.verdict else '–'}** "
             f"({row.measurement.accept})"
             for row in rows
         ]
@@ -165,7 +165,7 @@ def _overview(book: Book) -> str:
     return _table(caption, header, table, "claims")
 
 
-def metric(row: Row) -> str:
+def _metric(row: Row) -> str:
     """What was measured, without the comma that leads over to the number in a verdict."""
     return row.measurement.metric.rstrip(",")
 
@@ -199,7 +199,7 @@ def _claim(rows: list[Row], book: Book) -> str:
 
 def _numbers(row: Row, book: Book) -> tuple[str, ...]:
     asked = row.measurement
-    number = f"*{row.part}*: " * bool(row.part) + metric(row)
+    number = f"*{row.part}*: " * bool(row.part) + _metric(row)
     if asked.changed:
         number += f" (changed after looking: {asked.changed})"
     measured = NOT_MEASURED
