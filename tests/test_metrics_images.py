@@ -7,7 +7,7 @@ import pytest
 import torch
 from scores import without_type_checks
 
-from ncsn_core.metrics.classifier import Classifier, accuracy
+from ncsn_core.metrics.classifier import Classifier, accuracy, class_counts
 from ncsn_core.metrics.features import Extractor
 from ncsn_core.metrics.images import (
     Distances,
@@ -18,6 +18,7 @@ from ncsn_core.metrics.images import (
     level_statistics,
     measure,
     nearest_neighbors,
+    precision_recall,
 )
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
@@ -215,6 +216,48 @@ def test_kernel_distance_does_not_depend_on_the_count_and_the_frechet_distance_d
     assert abs(few[1]) < 2 * spread
     assert abs(many[1]) < 2 * spread
     assert kernel_distance(a[:100] + 1, b, subset_size=50)[0] > 4 * spread
+
+
+def in_balls(points, centers, neighbors):
+    """The share of points within the balls of the centers, by the definition."""
+    among = np.linalg.norm(centers[:, None] - centers, axis=2)
+    radius = np.sort(among, axis=1)[:, neighbors]  # the nearest of all is the center itself
+    return (np.linalg.norm(points[:, None] - centers, axis=2) <= radius).any(1).mean()
+
+
+def test_precision_and_recall_are_their_definition():
+    ours, real = (
+        torch.randn(60, 3, generator=generator_for(1)),
+        1.5 * torch.randn(80, 3, generator=generator_for(2)),
+    )
+    found = precision_recall(ours, real, neighbors=4)
+    assert found.precision == pytest.approx(in_balls(ours.numpy(), real.numpy(), 4), abs=1e-6)
+    assert found.recall == pytest.approx(in_balls(real.numpy(), ours.numpy(), 4), abs=1e-6)
+    assert 0.3 < found.recall < found.precision < 1
+
+
+def test_a_missing_mode_lowers_the_recall_and_strange_images_the_precision():
+    real = torch.randn(200, 4, generator=generator_for(3))
+    real[100:] += 20
+    assert precision_recall(real, real) == (1, 1)
+    one_mode = precision_recall(real[:100], real)
+    assert one_mode.precision == 1
+    assert one_mode.recall == 0.5
+    strange = precision_recall(torch.cat([real, real + 100]), real)
+    assert strange.precision == 0.5
+    assert strange.recall == 1
+
+
+@pytest.mark.parametrize("neighbors", [0, 5])
+def test_precision_and_recall_need_more_images_than_neighbors(neighbors):
+    with pytest.raises(ValueError, match="fewer than the 5 images"):
+        precision_recall(torch.rand(9, 2), torch.rand(5, 2), neighbors=neighbors)
+
+
+def test_class_counts_are_those_of_the_most_probable_classes(classifier, digits):
+    found = class_counts(classifier, classifier.features(digits[:70]))
+    assert found.tolist() == classifier(digits[:70]).argmax(1).bincount(minlength=10).tolist()
+    assert found.sum() == 70
 
 
 def test_kernel_distance_is_repeatable_and_leaves_the_global_generator_alone():

@@ -86,6 +86,12 @@ def results_card(record: Record, bundles: list[Record]) -> str:
     rows = [
         [label, *[f"{b.metrics['fid'][key]:,.1f}" for b in bundles]] for key, label in names.items()
     ]
+    for name in ("precision", "recall"):
+        values = [b.metrics.get("coverage", {}).get("samples", {}).get(name) for b in bundles]
+        if any(value is not None for value in values):
+            rows.append(
+                [f"{name} of the samples", *["" if v is None else f"{v:.2f}" for v in values]]
+            )
     rows.append(["images", *[f"{b.metrics['count']:,}" for b in bundles]])
     rows.append(
         ["network evaluations a sample", *[f"{b.metrics['evaluations']:,}" for b in bundles]]

@@ -158,6 +158,22 @@ def shift(
 
 
 @torch.no_grad()
+@torch.no_grad()
+def class_counts(
+    classifier: Classifier, features: Float[Tensor, "count features"]
+) -> Int[Tensor, " classes"]:
+    """How many images a classifier takes for each class, which shows what kinds are missing.
+
+    Real images are not equally many of each class either, and a classifier errs.
+
+    Args:
+        classifier: the one that the features are from.
+        features: what `Classifier.features` gives.
+    """
+    logits = classifier.head(features.to(classifier.head.weight))
+    return logits.argmax(1).bincount(minlength=classifier.head.out_features).cpu()
+
+
 def accuracy(
     classifier: Classifier,
     x: Float[Tensor, "count 1 28 28"],

@@ -1,4 +1,4 @@
-"""Measurements of images: loss and score per level, Fréchet and kernel distance, neighbors."""
+"""Measurements of images: loss and score per level, distances, precision and recall, neighbors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,6 +142,57 @@ def kernel_distance(
         values.append(within(own) + within(same) - 2 * across.mean())
     found = torch.stack(values)
     return KernelDistance(float(found.mean()), float(found.std(correction=0)))
+
+
+class PrecisionRecall(NamedTuple):
+    """How good images are, and how much of the real ones they cover.
+
+    Attributes:
+        precision: the share of the images that look like a real one.
+        recall: the share of the real images that look like one of the images.
+    """
+
+    precision: float
+    recall: float
+
+
+def precision_recall(
+    features: Float[Tensor, "count features"],
+    reference: Float[Tensor, "real features"],
+    *,
+    neighbors: int = 3,
+) -> PrecisionRecall:
+    """Precision and recall by nearest neighbors (Kynkäänniemi et al. 2019), from torch-fidelity.
+
+    An image looks like one of a set if it lies within the ball around a member of it that reaches
+    to the member's `neighbors`-th neighbor in that set.  A distance mixes two failures that these
+    tell apart: malformed images lower the precision, missing kinds of images the recall.  Both
+    depend on the counts: compare only numbers of the same ones, next to those of held-out images.
+
+    Args:
+        features, reference: two sets.
+        neighbors: how many, fewer than there are images in the smaller set.
+
+    Raises:
+        ValueError: for fewer than one neighbor or too few images.
+    """
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    smaller = min(len(features), len(reference))
+    if not 1 <= neighbors < smaller:
+        raise ValueError(
+            f"neighbors must be at least 1 and fewer than the {smaller} images of the smaller "
+            f"set; got {neighbors}"
+        )
+    found = prc_features_to_metric(
+        features.double().cpu(),
+        reference.double().cpu(),
+        prc_neighborhood=neighbors,
+        prc_batch_size=10_000,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return PrecisionRecall(found["precision"], found["recall"])
 
 
 @dataclass(frozen=True)
