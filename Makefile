@@ -30,7 +30,7 @@ step = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env book execute html refresh gallery serve test quick lint types environment unit notebooks strict browser test-colab stress links lock clean
+.PHONY: help env book execute html refresh gallery serve test quick lint types environment unit notebooks strict browser gpu test-colab stress links lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":[^#]*## "} /^[a-z-]+:[^#]*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -114,6 +114,9 @@ strict: $(INSTALLED) ## - build the site from the stored outputs, warnings being
 browser: strict ## - a browser looks at every page: offline, light and dark, on a phone
 	$(call step,browser: Chromium over the site)
 	@$(ALONE) tests/browser -m browser -n $(WORKERS) --timeout=300 $(ARGS)
+
+gpu: $(INSTALLED) ## train and measure the paper's network on this GPU (MINUTES=9 OUT=gpu)
+	@$(BIN)/python tools/gpu_notebooks.py $(or $(OUT),gpu) --minutes $(or $(MINUTES),9) $(ARGS)
 
 test-colab: $(INSTALLED) ## published notebooks in a fresh environment like Colab's, without the repository
 	$(call step,test-colab: two chapters and the training notebook (NCSN_COLAB=all: every one))

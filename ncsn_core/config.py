@@ -1,7 +1,7 @@
 """Configurations: a preset names the data set and network, a profile the budget."""
 
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,17 @@ class TrainingConfig:
             left = self.steps - step
             return self.learning_rate * min(1.0, left / max(1, self.decay_steps))
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def ended_after(self, step: int) -> "TrainingConfig":
+        """The same run, to end a tenth beyond `step`; meanwhile its constant rate falls to zero.
+
+        The tenth is a whole number of `checkpoint_every`, at least one.
+
+        Raises:
+            ValueError: for a rate that is not constant.
+        """
+        tenth = max(1, round(step / 10 / self.checkpoint_every)) * self.checkpoint_every
+        return replace(self, steps=step + tenth, decay_steps=tenth)
 
     def ema_decay_at(self, step: int) -> float:
         """The moving average's decay at a step, counted from 0: min(decay, step / (step + 9)).

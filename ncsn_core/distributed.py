@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ncsn_core.errors import NCSNError
 
@@ -49,20 +49,24 @@ def fabric(device: "torch.device", precision: str) -> "Fabric":
     # Fabric asks for the version of torchmetrics, which loads all of it, for seconds and in vain.
     sys.modules.setdefault("torchmetrics", None)  # type: ignore[arg-type]
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
     from lightning_fabric.strategies import DDPStrategy
 
     if sys.modules["torchmetrics"] is None:
         del sys.modules["torchmetrics"]
+    how: dict[str, Any] = {"precision": precision}
+    if precision in ("bf16-mixed", "16-mixed"):  # by its name, Fabric takes no float16 on a CPU
+        how = {"plugins": MixedPrecision(precision, device.type)}  # type: ignore[arg-type]
     if world_size() == 1:
         devices = [device.index or 0] if device.type == "cuda" else 1
-        return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
+        return Fabric(accelerator=device.type, devices=devices, **how)
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     joined = Fabric(
         accelerator=device.type,
         devices=here,
         num_nodes=world_size() // here,
-        precision=precision,  # type: ignore[arg-type]
         strategy=DDPStrategy(timeout=TIMEOUT),
+        **how,
     )
     joined.launch()
     return joined

@@ -654,6 +654,15 @@ def test_bfloat16_training_keeps_float32_weights(run_training, tiny_config, tmp_
     assert all(math.isfinite(loss) for loss in record.history["loss"])
 
 
+def test_float16_is_float16_on_a_cpu_too_and_learns(run_training, tiny_config, tmp_path, refinenet):
+    """Loss scaling begins too high and leaves the first steps out, as on a GPU."""
+    record = run_training(tiny_config(steps=20, log_every=1), tmp_path, precision="16-mixed")
+    assert record.sessions[-1]["precision"] == "16-mixed"
+    losses = record.history["loss"]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_images_and_noise_are_never_rounded(
     run_training, tiny_config, tmp_path, refinenet, monkeypatch, precision

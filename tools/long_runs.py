@@ -80,9 +80,7 @@ def harvest(config: TrainingConfig, folder: Path) -> TrainingConfig:
     decay = record.config["decay_steps"]
     if decay:  # begun before
         return replace(config, steps=record.config["steps"], decay_steps=decay)
-    step, every = record.manifest["step"], config.checkpoint_every
-    tenth = max(1, round(step / 10 / every)) * every
-    return replace(config, steps=step + tenth, decay_steps=tenth)
+    return config.ended_after(record.manifest["step"])
 
 
 def main() -> None:
