@@ -347,6 +347,19 @@ def export(run: Path, destination: Path, half: bool) -> None:
 @click.option("--image-size", type=int, help="In pixels.  [default: the preset's]")
 @click.option("--sigma-max", type=float, help="Largest noise.  [default: the preset's]")
 @click.option("--sigma-min", type=float, help="Smallest noise.  [default: the preset's]")
+@click.option(
+    "--input-range",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Of the images that the network was given; noise is meant in its units.  [default: 0 1]",
+)
+@click.option(
+    "--rescaled",
+    is_flag=True,
+    help="The first convolution saw these images as they are, and not 2x − 1: what the authors' "
+    "later code does with `rescaled: true`.  The range is then -1 1 unless given.",
+)
 def convert(
     source: Path,
     destination: Path,
@@ -354,10 +367,13 @@ def convert(
     image_size: int | None,
     sigma_max: float | None,
     sigma_min: float | None,
+    input_range: tuple[float, float] | None,
+    rescaled: bool,
 ) -> None:
     """Make a checkpoint of the authors' public code, SOURCE, one of ours, in DESTINATION.
 
     The file tells the network's width and its number of noise levels; the preset tells the rest.
+    Averaged weights are taken where the file has them.  A safetensors file with their names works.
     Their step of 2e-5 is --epsilon 4e-5 here.
 
     \b
@@ -374,9 +390,20 @@ def convert(
         image_size=image_size,
         sigma_max=sigma_max,
         sigma_min=sigma_min,
+        input_range=input_range,
+        rescaled=rescaled,
     )
     channels, levels = record.config["channels"], record.config["levels"]
     click.echo(f"{channels} channels, {levels} noise levels, in {destination}")
+    origin, step = record.provenance["converted_from"], record.manifest["step"]
+    if "weights" in origin:
+        kind = "averaged weights" if origin["averaged"] else "weights"
+        click.echo(f"the {kind}, which the file has at {origin['weights']!r}, were taken")
+    if step is not None:
+        click.echo(f"after {step:,} steps")
+    if "input_range" in origin:
+        largest, smallest = record.config["sigma_max"], record.config["sigma_min"]
+        click.echo(f"noise from {largest:g} to {smallest:g}, of pixels in [0, 1]")
 
 
 @cli.command()
