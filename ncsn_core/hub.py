@@ -119,8 +119,5 @@ def _results(bundle: Record) -> list[str]:
         "",
         "| images | distance |",
         "| --- | --- |",
-        *(
-            f"| {name.replace('_', ' ')} | {value:,.1f} |"
-            for name, value in measured["fid"].items()
-        ),
+        *(f"| {name} | {value:,.1f} |" for name, value in rows),
     ]
