@@ -183,11 +183,12 @@ def read_checkpoint(raw: bytes, name: str) -> Found:
 AVERAGED = re.compile(r"(?i)(^|[^a-z])(ema|shadow|swa|avg|average|averaged)(?![a-z])")
 WRAPPERS = re.compile(r"(?<=\.)(_orig_mod|module)\.")  # of torch.compile and of data parallelism
 FIRST = "begin_conv.weight"
+DEEPEST = 6  # a pickle may hold itself
 
 
 def _nodes(content: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """Every list and dictionary in nested ones, by its place, outermost first."""
-    if not isinstance(content, (dict, list, tuple)):
+    if not isinstance(content, (dict, list, tuple)) or place.count("/") > DEEPEST:
         return
     yield place, content
     for key, inner in content.items() if isinstance(content, dict) else enumerate(content):
@@ -240,7 +241,7 @@ def _other_network(content: Any, nodes: dict[str, Any], name: str) -> dict[str, 
 def _step(content: Any) -> int | None:
     """How many steps were trained, by a name for it or as the fourth item of the authors' list."""
     if isinstance(content, (list, tuple)):
-        content = {"step": content[3]} if len(content) == 5 else {}
+        content = {"step": content[3]} if len(content) > 3 else {}
     for name in ("step", "global_step", "iteration"):
         value = content.get(name)
         value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value

@@ -207,13 +207,14 @@ class _Graph:
         hs = [self.conv(conv, self.norm(norm, x)) for x, norm, conv in layers]
         if doubled:  # the second has half the height and width of the first
             twice = np.array([1, 1, 2, 2], np.float32)
-            how = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+            corners = "align_corners"
+            how: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": corners}
             hs[1] = self.do("Resize", hs[1], "", twice, **how)
         return str(self.do("Add", *hs))
 
     def pool(self, pool: Any, x: str) -> str:
         x = path = self.do("Elu", x)
-        window = {"kernel_shape": [5, 5], "pads": [2] * 4, "count_include_pad": 1}
+        window: dict[str, Any] = {"kernel_shape": [5, 5], "pads": [2] * 4, "count_include_pad": 1}
         for norm, conv in zip(pool.norms, pool.convs, strict=True):
             path = self.conv(conv, self.do("AveragePool", self.norm(norm, path), **window))
             x = self.do("Add", x, path)
@@ -222,7 +223,7 @@ class _Graph:
     def conv(self, conv: Any, x: str) -> str:
         bias = () if conv.bias is None else (conv.bias,)
         (pad, _), (dilation, _) = conv.padding, conv.dilation
-        how = {"pads": [pad] * 4, "dilations": [dilation] * 2}
+        how: dict[str, Any] = {"pads": [pad] * 4, "dilations": [dilation] * 2}
         return str(self.do("Conv", x, conv.weight, *bias, **how))
 
     def norm(self, norm: Any, x: str) -> str:
@@ -230,7 +231,7 @@ class _Graph:
         tables = [norm.gamma, norm.beta, *([] if norm.alpha is None else [norm.alpha])]
         rows = self.do("MatMul", self.rows, torch.cat([t.detach() for t in tables], 1))
         rows = self.do("Unsqueeze", rows, np.array([2, 3]))
-        split = {"axis": 1, "num_outputs": len(tables)}
+        split: dict[str, Any] = {"axis": 1, "num_outputs": len(tables)}
         gamma, beta, *alpha = self.do("Split", rows, outputs=len(tables), **split)
         if norm.normalize:
             mean = self.do("ReduceMean", x, np.array([2, 3]))

@@ -209,6 +209,20 @@ def test_of_the_authors_later_list_the_averaged_weights_and_the_step_are_taken(
     assert (origin["weights"], origin["averaged"]) == ("4", True)
 
 
+@pytest.mark.parametrize("rest", [[], [{}]], ids=["four", "empty"])
+def test_of_their_later_list_without_an_average_the_step_is_taken(reference, rest):
+    state = dict(reference.state_dict())
+    found = read_checkpoint(serialized([state, {"state": {}}, 7, 5000, *rest]), "x.pth")
+    assert (found.step, found.averaged, found.place) == (5000, False, "")
+    assert torch.equal(found.state["end_conv.bias"], state["end_conv.bias"])
+
+
+def test_a_pickle_that_holds_itself_is_read_once(reference):
+    content = {"model": dict(reference.state_dict())}
+    content["self"] = content
+    assert read_checkpoint(serialized(content), "x.pth").state.keys() == content["model"].keys()
+
+
 def wrapped(state, prefix="", inner=""):
     return {prefix + k.replace("res1.0.", f"res1.0.{inner}"): t for k, t in state.items()}
 

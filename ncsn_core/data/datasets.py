@@ -194,7 +194,8 @@ def check_size(name: str, size: int) -> None:
         more = f", or more of them up to {FACE}" if name == "celeba" else ""
         raise ValueError(
             f"a network for images of {size} × {size} pixels could never be compared with "
-            f"{name}: its images have {stored} × {stored} here, or a divisor of that{more}"
+            f"{name}: its images have {stored} × {stored} here, or a divisor of that{more}. Name "
+            f"the size that it was trained at"
         )
 
 
