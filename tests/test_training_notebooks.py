@@ -36,6 +36,22 @@ def run(name, *, until="", **parameters):
     return names
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_nothing_as_text_is_nothing_in_every_notebook(path):
+    """`-r folder None`: a folder of that name is not what anybody wants."""
+    plain = run(path.stem, until="figures.use()")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (source,) = [
+        "".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])
+    ]
+    empty = [line.split(" = ")[0] for line in source.splitlines() if " = None" in line]
+    found = run(path.stem, until="figures.use()", **dict.fromkeys(empty, "None"))
+    later = {"inception_weights", "ncsn"}  # read where they are used
+    assert empty
+    assert {name: found[name] for name in set(empty) - later} == dict.fromkeys(set(empty) - later)
+    assert plain.keys() == found.keys()
+
+
 def test_parameters_that_come_as_text_are_read_before_training(few_images):
     overrides = '{"steps": 7, "learning_rate": 1e-4}'
     found = run("train_ncsn", until="config =", overrides=overrides, minutes="None", folder="None")
