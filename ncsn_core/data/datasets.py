@@ -23,6 +23,8 @@ from ncsn_core.randomness import generator_for
 
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "celeba")
 SPLITS = ("train", "test")
+SIZES = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32, "celeba": 32}  # of the stored images
+FACE = 140  # pixels of the square that is cut out of a photograph of CelebA
 
 # SHA-256 of the uncompressed originals (LeCun, Cortes and Burges; CC BY-SA 3.0).
 MNIST_FILES = {
@@ -64,7 +66,7 @@ def load_images(
 
     Args:
         name: one of `DATASETS`.  CelebA is cropped to its central 140×140 and resized to 32×32, as
-            in the paper.
+            in the paper, or to a larger `size`.
         split: "train" or "test".
         device: where the tensor goes.
         root: folder to look in; `data_root()` when not given.  MNIST needs none.
@@ -78,7 +80,7 @@ def load_images(
         NCSNError: when another process is downloading it.
         ValueError: for a size that does not divide that of the images.
     """
-    images = _load(name, split, root, download)[0]
+    images = _load(name, split, root, download, size)[0]
     return (images if size is None else block_average(images, size)).to(device)
 
 
@@ -101,7 +103,7 @@ def load_labels(
 
 
 def _load(
-    name: str, split: str, root: Path | str | None, download: bool
+    name: str, split: str, root: Path | str | None, download: bool, size: int | None = None
 ) -> tuple[Images, Int[Tensor, " count"] | None]:
     if name not in DATASETS:
         raise UnknownNameError("data set", name, DATASETS)
@@ -111,7 +113,7 @@ def _load(
         return _mnist(split)
     folder = data_root() if root is None else Path(root)
     try:
-        return _torchvision(name, split, folder, download)
+        return _torchvision(name, split, folder, download, size)
     except (RuntimeError, OSError) as error:
         raise MissingDataError(_where_to_put(name, folder, download, error)) from error
     except (ValueError, AssertionError, EOFError, LookupError) as error:
@@ -131,7 +133,7 @@ def _mnist(split: str) -> tuple[Images, Int[Tensor, " count"]]:
 
 
 def _torchvision(
-    name: str, split: str, folder: Path, download: bool
+    name: str, split: str, folder: Path, download: bool, size: int | None
 ) -> tuple[Images, Int[Tensor, " count"] | None]:
     from torchvision import datasets
     from torchvision.transforms import functional as transforms
@@ -154,9 +156,10 @@ def _torchvision(
         )
     celeba = datasets.CelebA(folder, split=split, target_type=[], download=download)
     images = []
+    side = max(SIZES[name], min(size or 0, FACE))
     for i in tqdm(range(len(celeba)), desc="cropping CelebA", unit="image"):
-        face = transforms.center_crop(celeba[i][0], [140, 140])
-        images.append(transforms.pil_to_tensor(transforms.resize(face, [32, 32])))
+        face = transforms.center_crop(celeba[i][0], [FACE, FACE])
+        images.append(transforms.pil_to_tensor(transforms.resize(face, [side, side])))
     return torch.stack(images), None
 
 
@@ -176,6 +179,24 @@ def _where_to_put(name: str, folder: Path, download: bool, error: Exception) -> 
     tried = "could not be downloaded" if download else "is not on this machine"
     advice = "" if download else ", or allow the download (--download, download=True)"
     return f"{name} {tried} ({error}). Put {place}{advice}. NCSN_DATA names another folder"
+
+
+def check_size(name: str, size: int) -> None:
+    """See that `load_images` gives images of a data set in a size, without loading them.
+
+    Raises:
+        ValueError: when it does not; the message says which sizes it has.
+    """
+    stored = SIZES.get(name, size)
+    if name == "celeba" and stored < size <= FACE:
+        return
+    if size < 1 or stored % size:
+        more = f", or more of them up to {FACE}" if name == "celeba" else ""
+        raise ValueError(
+            f"a network for images of {size} × {size} pixels could never be compared with "
+            f"{name}: its images have {stored} × {stored} here, or a divisor of that{more}. Name "
+            f"the size that it was trained at"
+        )
 
 
 def block_average(
