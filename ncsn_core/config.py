@@ -1,6 +1,7 @@
 """Configurations: a preset names the data set and network, a profile the budget."""
 
 import math
+import re
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -189,9 +190,40 @@ def _describe(kind: Any) -> str:
     return f"{words[int if kind == int | None else float]} or null"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write numbers: 1e-4 is one without a point, 2e4 is whole, and 010 is ten."""
+
+    def power(self, node: yaml.ScalarNode) -> int | float:
+        value = float(node.value.replace("_", ""))
+        return int(value) if value.is_integer() else value
+
+    def whole(self, node: yaml.ScalarNode) -> int:
+        digits = node.value.replace("_", "")
+        decimal = re.fullmatch(r"[-+]?[0-9]+", digits)
+        return int(digits) if decimal else self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
+POWER = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+_Loader.add_constructor("!power", _Loader.power)
+_Loader.yaml_implicit_resolvers = {  # before YAML's own
+    first: [("!power", POWER), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*"-+.0123456789", *_Loader.yaml_implicit_resolvers}
+}
+
+
+def read_yaml(text: str) -> Any:
+    """The values in a text in YAML, where 1e-4 and 2E4 are numbers too.
+
+    Raises:
+        yaml.YAMLError: when it is no YAML.
+    """
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
 @cache
 def _read(name: str) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    return read_yaml((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def presets() -> tuple[str, ...]:

@@ -74,10 +74,11 @@ def train(
         the configuration, the loss history and its provenance.
 
     Raises:
-        NCSNError: when `folder` holds a run that differs in more than these, or no run and other
-            files, or another process is training there; when the run's device is not here; when
-            the data is missing; when the batch cannot be divided among the processes or one of
-            them is gone; when a checkpoint cannot be written.
+        NCSNError: when `folder` holds a run that differs in more than these or began from others
+            than `start_from`, an exported one, or no run and other files, or another process is
+            training there; when the device is not here; when the data is missing; when the
+            batch cannot be divided among the processes or one of them is gone; when a checkpoint
+            cannot be written.
         NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
         KeyboardInterrupt: after finishing and saving the step that was under way.
     """
@@ -86,7 +87,7 @@ def train(
     if compile and config.differentiates_twice:
         raise NCSNError("compiled normalizations have no second derivatives, which this needs")
     previous = previous_run(config, folder)
-    if previous is not None and previous.manifest["step"] >= config.steps:
+    if previous is not None and _is_finished(previous, config, start_from):
         return model(previous)
     before = {} if previous is None else previous.sessions[-1]
     calls = 0 if config.differentiates_twice else config.steps
@@ -160,6 +161,28 @@ def previous_run(config: TrainingConfig, folder: Path) -> Record | None:
             f"({', '.join(changed)} differ). Choose another folder, or delete that one"
         )
     return previous
+
+
+def _is_finished(previous: Record, config: TrainingConfig, start_from: Record | None) -> bool:
+    """Whether a run has made all its steps.
+
+    Raises:
+        NCSNError: when it began from other weights, or is an exported network and cannot go on.
+    """
+    began = previous.provenance.get("started_from", {}).get("weights_sha256")
+    if start_from is not None and not start_from.has_weights(began):
+        raise NCSNError(
+            f"the run in {previous.folder} goes on and did not begin with the weights of "
+            f"{start_from.name!r}. Leave out --start-from (start_from=), or choose another folder"
+        )
+    finished = previous.manifest["step"] >= config.steps
+    if not finished and "state" not in previous.manifest["files"]:
+        raise NCSNError(
+            f"{previous.folder} holds a network without the state of its training, as `ncsn "
+            f"export` ships it. Train into another folder, and begin with its weights: "
+            f"--start-from {previous.folder} (start_from=)"
+        )
+    return finished
 
 
 def draw(

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -451,6 +454,25 @@ def test_a_run_may_start_from_the_weights_of_another_and_says_so(
         torch.testing.assert_close(record.tensors()[name], weights)
 
 
+def test_a_run_that_began_from_other_weights_does_not_go_on_from_these(
+    run_training, tiny_config, tmp_path, uninterrupted
+):
+    run_training(tiny_config(), tmp_path / "run", minutes=0.0)
+    with pytest.raises(NCSNError, match=r"not begin with the weights of 'uninterrupted'\. Leave"):
+        run_training(tiny_config(), tmp_path / "run", start_from=uninterrupted)
+
+
+def test_an_exported_network_is_not_trained_on_and_the_way_out_is_told(
+    run_training, tiny_config, tmp_path
+):
+    record = run_training(tiny_config(), tmp_path / "run", minutes=0.0)
+    shipped = checkpoints.export(record, tmp_path / "shipped")
+    with pytest.raises(NCSNError, match=r"without the state .*--start-from .*shipped"):
+        run_training(tiny_config(), tmp_path / "shipped")
+    again = run_training(tiny_config(), tmp_path / "new", start_from=shipped, minutes=0.0)
+    assert again.provenance["started_from"]["weights_sha256"] == record.weights_sha256
+
+
 def test_a_damaged_checkpoint_is_not_resumed(run_training, tiny_config, tmp_path):
     folder = tmp_path / "run"
     record = run_training(tiny_config(), folder, minutes=0.0)
@@ -718,7 +740,27 @@ def test_a_compiler_that_is_there_and_broken_costs_a_line(monkeypatch):
     with pytest.warns(UserWarning, match=r"without torch.compile.* CppCompileError: [a-z ]+$"):
         assert not devices.can_compile(torch.device("cpu"))
     assert not devices.can_compile(torch.device("cpu"))  # and is not tried again
+    with pytest.raises(NCSNError, match=r"does not work .* 'cpu'\. Leave out --compile"):
+        devices.compilation(True, torch.device("cpu"), 0)
+    assert devices.compilation(None, torch.device("cpu"), 10_000) is False
     devices._compiles.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_one_line_beside_a_broken_compiler(tmp_path):
+    """The whole way: environment, command line, a run that is long enough to be compiled."""
+    small = ("channels=2", "steps=2000", "batch_size=4", "log_every=1", "checkpoint_every=1")
+    command = [sys.executable, "-m", "ncsn_core", "train", "mnist", "--minutes", "0"]
+    command += ["--device", "cpu", "--folder", tmp_path / "run", *(f"--set={s}" for s in small)]
+    broken = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | broken, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "torch.compile" in line]
+    assert line.startswith("ncsn: going on without torch.compile, which fails here: ")
+    assert pretrained.load(tmp_path / "run").sessions[-1]["compiled"] is False
 
 
 def test_only_long_runs_are_compiled_and_a_run_stays_what_it_was(
@@ -746,10 +788,45 @@ def test_autocast_follows_the_precision():
 
 
 def test_device_names(monkeypatch):
-    assert devices.pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert devices.pick_device(" CPU ") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices.pick_device("cuda:1") == torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.pick_device() == torch.device("cuda", 0)
+    assert devices.pick_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert devices.pick_device() == devices.pick_device("cuda") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert devices.pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device() == torch.device("mps")
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("cuda", "'cuda' is not here; here are cpu:0"),
+        ("cuda:7", "'cuda:7' is not here"),
+        ("mps", "'mps' is not here"),
+        ("cpu:1", "'cpu:1' is not here"),
+        ("gpu", "unknown device 'gpu'; known: auto, cpu, cuda, cuda:1, mps"),
+        ("xpu", "unknown device 'xpu'"),
+        ("cuda:x", "unknown device 'cuda:x'"),
+        ("cuda:", "unknown device 'cuda:'"),
+        ("", "unknown device ''"),
+    ],
+)
+def test_a_device_that_is_not_here_is_one_sentence(
+    monkeypatch, run_training, tiny_config, tmp_path, device, says
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(NCSNError, match=re.escape(says)):
+        devices.pick_device(device)
+    with pytest.raises(NCSNError, match=re.escape(says)):
+        run_training(tiny_config(), tmp_path / "run", device=device)
+    for form in ("score", "classifier"):
+        model = pretrained.load({"score": "mnist14_ncsn", "classifier": "digit_classifier"}[form])
+        with pytest.raises(NCSNError, match=re.escape(says)):
+            getattr(model, form)(device)
 
 
 # --- other objectives and networks -------------------------------------------------------------

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         to_bytes,
         to_unit,
     )
+    from ncsn_core.data.output import check_destination, write_images
 else:
     __getattr__, __dir__ = names_of(
         __name__,
@@ -24,7 +25,8 @@ else:
             "datasets": (
                 "DATASETS SPLITS batches block_average data_root dequantize load_images "
                 "load_labels to_bytes to_unit"
-            )
+            ),
+            "output": "check_destination write_images",
         },
     )
 
@@ -33,10 +35,12 @@ __all__ = [
     "SPLITS",
     "batches",
     "block_average",
+    "check_destination",
     "data_root",
     "dequantize",
     "load_images",
     "load_labels",
     "to_bytes",
     "to_unit",
+    "write_images",
 ]

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 import ncsn_core.pretrained as pretrained
 from ncsn_core.data.datasets import to_bytes, to_unit
+from ncsn_core.devices import pick_device
 from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
 from ncsn_core.metrics.classifier import Classifier
 
 CLASSIFIERS = {"mnist": "digit_classifier", "fashion_mnist": "fashion_classifier"}
 INCEPTION_DATASETS = ("cifar10", "celeba")
+FEWEST = 10  # images of an Inception score: one for each part of the set
 OFFICIAL_SHA256 = "6726825d"  # the file's name carries these first digits
 
 
@@ -164,7 +166,9 @@ def load_inception(
             f"({type(error).__name__}). Delete it and fetch it again"
         ) from error
     name = "inception-v3" if official else f"inception-v3 with the weights {digest[:12]}"
-    return Extractor(name, network.to(device).eval().requires_grad_(False), digest, batch_size=64)
+    return Extractor(
+        name, network.to(pick_device(device)).eval().requires_grad_(False), digest, batch_size=64
+    )
 
 
 def _download(url: str, path: Path) -> None:
@@ -184,7 +188,9 @@ class InceptionScore(NamedTuple):
     std: float
 
 
-def inception_score(logits: Float[Tensor, "count classes"], *, splits: int = 10) -> InceptionScore:
+def inception_score(
+    logits: Float[Tensor, "count classes"], *, splits: int = FEWEST
+) -> InceptionScore:
     """exp E KL(p(y|x) ‖ p(y)) of Inception's predictions (Salimans et al. 2016), torch-fidelity's.
 
     Args:

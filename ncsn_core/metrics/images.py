@@ -1,6 +1,6 @@
 """Measurements of images: loss and score per level, Fréchet and kernel distance, neighbors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncsn_core._types import Ladder, NoiseConditional
-from ncsn_core.metrics.features import Extractor, Inception, inception_score
+from ncsn_core.metrics.features import FEWEST, Extractor, Inception, inception_score
 from ncsn_core.randomness import normal_like
 from ncsn_core.schedules import per_sample
 
@@ -47,7 +47,7 @@ def level_statistics(
     """
     losses = torch.empty(len(sigmas), len(x))
     norms = torch.empty(len(sigmas), len(x))
-    for level, level_sigma in enumerate(sigmas):
+    for level, level_sigma in enumerate(sigmas.to(x.device)):
         for first in range(0, len(x), batch_size):
             batch = x[first : first + batch_size]
             sigma = level_sigma.expand(len(batch))
@@ -74,7 +74,7 @@ def frechet_distance(
     fewest = min(len(features), len(reference))
     if fewest < 2:
         raise ValueError(f"a covariance needs at least two images; got {fewest}")
-    ours, theirs = features.double().cpu(), reference.double().cpu()
+    ours, theirs = features.cpu().double(), reference.cpu().double()
     covariances = torch.cov(ours.T), torch.cov(theirs.T)
     root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
     spread = covariances[0].trace() + covariances[1].trace() - 2 * root
@@ -124,7 +124,7 @@ def kernel_distance(
         )
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1; got {subsets}")
-    ours, theirs = features.double().cpu(), reference.double().cpu()
+    ours, theirs = features.cpu().double(), reference.cpu().double()
     generator = torch.Generator().manual_seed(seed)
 
     def some(found: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class Distances:
         count, reference_count: images in the set, and real ones.
         subset_size: images in a subset of the KID.
         features: the name of the network whose features were compared.
-        inception_score, inception_score_std: for Inception's features, see
+        inception_score, inception_score_std: for Inception's features of ten images or more, see
             `ncsn_core.metrics.features.inception_score`.
     """
 
@@ -187,13 +187,13 @@ def distances(
         subsets, subset_size, seed: see `kernel_distance`.
 
     Raises:
-        ValueError: as `frechet_distance`, `kernel_distance` and `inception_score`.
+        ValueError: as `frechet_distance` and `kernel_distance`.
     """
     kid, kid_std = kernel_distance(
         features, reference, subsets=subsets, subset_size=subset_size, seed=seed
     )
     score: tuple[float, float] | tuple[None, None] = (None, None)
-    if isinstance(extractor.network, Inception):
+    if isinstance(extractor.network, Inception) and len(features) >= FEWEST:
         score = inception_score(extractor.network.logits(features))
     return Distances(
         fid=frechet_distance(features, reference),
@@ -216,6 +216,7 @@ def measure(
     *,
     subset_size: int = 100,
     seed: int = 0,
+    smaller: Collection[str] = (),
 ) -> dict[int, dict[str, Distances]]:
     """`distances` of several sets of images at each of several counts.
 
@@ -229,6 +230,8 @@ def measure(
         extractor: see `ncsn_core.metrics.features.load_extractor`.
         counts: how many images of each set.
         subset_size, seed: see `kernel_distance`; at most the smallest count.
+        smaller: names of sets of which fewer may be there; all of them are measured then, and the
+            `count` of their distances says how many.
 
     Returns:
         By count and name.
@@ -237,7 +240,7 @@ def measure(
         ValueError: when a set has fewer images than a count, and as `distances`.
     """
     for name, images in sets.items():
-        if len(images) < max(counts):
+        if len(images) < max(counts) and name not in smaller:
             raise ValueError(f"{name} has {len(images)} images; {max(counts)} are to be measured")
     known = extractor(reference)
     seen = {name: extractor(images[: max(counts)]) for name, images in sets.items()}
