@@ -25,7 +25,6 @@ from ncsn_core.networks.score import NoiseConditionalScore
 from ncsn_core.provenance import tensor_sha256
 from ncsn_core.randomness import generator_for, normal_like
 from ncsn_core.samplers import SAMPLERS, State
-from ncsn_core.schedules import matched_epsilon
 
 ADVICE = "The finished batches are kept: the same command draws the others"
 Key = tuple[int, int]
@@ -83,28 +82,30 @@ def options_for(sampler: str, sigmas: Ladder, evaluations: int) -> dict[str, Any
         evaluations: at most so many.
 
     Returns:
-        For Langevin dynamics T and the ε that fits it (`ncsn_core.schedules.matched_epsilon`), with
-        a denoising at the end; for the reverse diffusion the number of corrector steps.
+        For Langevin dynamics T and ε, with a denoising at the end; for the reverse diffusion the
+        number of corrector steps and their size.  The steps of a level go as far together as the
+        paper's, ε T = 20 σ_L², as long as none is longer than ε = σ_L², half of what denoises.
 
     Raises:
-        NCSNError: when the ladder needs more, or the sampler always takes the same number.
+        UnknownNameError: for another sampler.
+        NCSNError: when the ladder needs more evaluations.
     """
     levels, least = len(sigmas), sigmas[-1].item()
-    ratio = sigmas[0].item() / sigmas[1].item() if levels > 1 else 1.0
     options: dict[str, Any]
     if sampler in ("annealed_langevin", "inpaint"):
         steps, fewest = (evaluations - 1) // levels, levels + 1
-        epsilon = matched_epsilon(least, ratio, max(1, steps))
+        epsilon = least**2 * min(1, 20 / max(1, steps))
         options = {"steps_per_level": steps, "epsilon": epsilon, "denoise": True}
-    elif sampler == "reverse_diffusion":
-        steps, fewest = evaluations // levels, levels
-        options = {"corrector_steps": steps - 1}
+    elif sampler == "reverse_diffusion":  # whose α = 4 (snr σ)² is ε σ²/σ_L²
+        steps, fewest = evaluations // levels - 1, levels
+        options = {"corrector_steps": steps, "snr": min(1, 20 / max(1, steps)) ** 0.5 / 2}
     elif sampler == "consistent_annealed":  # to the mean of the clean images and back to the noise
         fewest, options = levels + 1, {"epsilon": 2 * least**2, "denoise": True}
     elif sampler == "probability_flow":
         heun = evaluations >= 2 * levels - 1
         fewest, options = levels, {"method": "heun" if heun else "multistep"}
     else:
+        _check_sampler(sampler)
         raise NCSNError(f"{sampler} has no rule for a number of evaluations: leave the number out")
     if evaluations < fewest:
         raise NCSNError(
@@ -197,11 +198,15 @@ def sample(
     return samples
 
 
+def _check_sampler(name: str) -> None:
+    if name not in samplers():
+        hint = "`ncsn_core.samplers` has others, which need more than a score of images"
+        raise UnknownNameError("sampler", name, samplers(), hint)
+
+
 def _with_defaults(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
     """All options of a sampler, as given or as they are without."""
-    if sampler not in samplers():
-        hint = "`ncsn_core.samplers` has others, which need more than a score of images"
-        raise UnknownNameError("sampler", sampler, samplers(), hint)
+    _check_sampler(sampler)
     known = {
         name: given.default
         for name, given in inspect.signature(SAMPLERS[sampler]).parameters.items()

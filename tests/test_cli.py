@@ -188,9 +188,12 @@ def test_a_name_that_cannot_be_written_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], {"sampler": "annealed_langevin", "steps_per_level": 9, "denoise": True}),
-        (["--evaluations", 51], {"steps_per_level": 5}),
-        (["--evaluations", 51, "--no-denoise"], {"steps_per_level": 5, "denoise": False}),
+        ([], {"sampler": "reverse_diffusion", "corrector_steps": 9}),
+        (["--evaluations", 50], {"sampler": "reverse_diffusion", "corrector_steps": 4}),
+        (
+            ["--evaluations", 51, "--no-denoise"],
+            {"sampler": "annealed_langevin", "steps_per_level": 5, "denoise": False},
+        ),
         (["--steps", 10, "--epsilon", 1e-4], {"steps_per_level": 10, "epsilon": 1e-4}),
         (["--epsilon", 4e-5], {"sampler": "annealed_langevin", "epsilon": 4e-5}),
         (["--sampler", "annealed_langevin"], {"sampler": "annealed_langevin"}),
@@ -214,7 +217,7 @@ def test_options_of_sampling(ncsn, few, arguments, expected):
         (["--sampler", "ddim"], "unknown sampler 'ddim'; known: annealed_langevin, consistent"),
         (["--sampler", "probability_flow", "--steps", 3], "option of probability_flow 'steps_per"),
         (["--evaluations", 9, "--steps", 3], "give one or the other"),
-        (["--evaluations", 9], "needs at least 11 evaluations for 10 noise levels; got 9"),
+        (["--evaluations", 9], "needs at least 10 evaluations for 10 noise levels; got 9"),
         (["--device", "cuda:99"], "'cuda:99' is not here"),
     ],
 )

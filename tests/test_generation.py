@@ -330,6 +330,16 @@ def test_evaluations_of_inpainting_are_those_of_algorithm_1(score):
     assert score.network.images == 10
 
 
+def test_a_hundred_steps_a_level_go_as_far_as_the_papers():
+    sigmas = geometric_ladder()
+    langevin = options_for("annealed_langevin", sigmas, 1001)
+    assert langevin == {"steps_per_level": 100, "epsilon": pytest.approx(2e-5), "denoise": True}
+    corrected = options_for("reverse_diffusion", sigmas, 1010)
+    assert corrected == {"corrector_steps": 100, "snr": pytest.approx(0.05**0.5)}
+    few = options_for("annealed_langevin", sigmas, 100)
+    assert (few["steps_per_level"], few["epsilon"]) == (9, pytest.approx(1e-4))
+
+
 def test_samples_of_another_sampler_resume_and_are_told_apart(score, tmp_path):
     other = {"sampler": "reverse_diffusion", "batch_size": 2, "progress": False}
     whole = sample(score, 4, **other)
@@ -342,6 +352,8 @@ def test_samples_of_another_sampler_resume_and_are_told_apart(score, tmp_path):
 def test_an_unknown_sampler_or_option_or_one_that_lacks_is_named(score):
     with pytest.raises(UnknownNameError, match="unknown sampler 'ddim'; known: annealed_lang"):
         sample(score, 1, sampler="ddim")
+    with pytest.raises(UnknownNameError, match="unknown sampler 'ddim'; known: annealed_lang"):
+        options_for("ddim", SIGMAS, 100)
     with pytest.raises(UnknownNameError, match="unknown option of annealed_langevin 'snr'"):
         sample(score, 1, snr=0.1)
     with pytest.raises(NCSNError, match="consistent_annealed needs the option 'epsilon'"):
