@@ -731,10 +731,11 @@ def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
 
 
 def test_a_compiler_that_is_there_and_broken_costs_a_line(monkeypatch):
-    def broken(function):
+    def broken(function, **options):
         raise RuntimeError("CppCompileError: command failed\n/bin/false -O3")
 
     devices._compiles.cache_clear()
+    networks.refinenet._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     with pytest.warns(UserWarning, match=r"without torch.compile.* CppCompileError: [a-z ]+$"):
