@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         to_bytes,
         to_unit,
     )
+    from ncsn_core.data.own import OwnImages, read_images
+    from ncsn_core.data.pixels import AnyImages, as_images
 else:
     __getattr__, __dir__ = names_of(
         __name__,
@@ -24,19 +26,25 @@ else:
             "datasets": (
                 "DATASETS SPLITS batches block_average data_root dequantize load_images "
                 "load_labels to_bytes to_unit"
-            )
+            ),
+            "own": "OwnImages read_images",
+            "pixels": "AnyImages as_images",
         },
     )
 
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "AnyImages",
+    "OwnImages",
+    "as_images",
     "batches",
     "block_average",
     "data_root",
     "dequantize",
     "load_images",
     "load_labels",
+    "read_images",
     "to_bytes",
     "to_unit",
 ]
