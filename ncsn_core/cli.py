@@ -301,7 +301,7 @@ def inpaint(
 ) -> None:
     """Fill in the unknown part of COUNT of the IMAGES (Algorithm 2) with CHECKPOINT's network.
 
-    IMAGES is a data set, whose test images are taken.
+    IMAGES is a data set, whose test images are taken, or a folder or file of one's own.
 
     \b
     Lower halves of digits, for the upper halves of test images:
@@ -310,7 +310,14 @@ def inpaint(
     import torch
 
     import ncsn_core.samplers as samplers
-    from ncsn_core.data import check_destination, load_images, to_unit, write_images
+    from ncsn_core.data import (
+        DATASETS,
+        check_destination,
+        load_images,
+        read_images,
+        to_unit,
+        write_images,
+    )
     from ncsn_core.devices import pick_device, preferred_autocast
     from ncsn_core.pretrained import load
     from ncsn_core.randomness import generator_for
@@ -324,7 +331,13 @@ def inpaint(
     given = {name: value for name, value in given.items() if value is not None}
     options = _chosen("inpaint", score.sigmas, evaluations, given)
     known = _known(mask, shape)
-    clean = load_images(images, "test", size=shape[-1])[:count]
+    if images in DATASETS:
+        clean = load_images(images, "test", size=shape[-1])[:count]
+    else:
+        own = read_images(images, size=shape[-1], channels=shape[0])
+        clean = own.images[:count]
+        for note in own.notes:
+            _say(f"ncsn: {note}")
     if clean.shape[1:] != shape:
         raise NCSNError(
             f"{images} has images of shape {tuple(clean.shape[1:])}; {model.name} draws {shape}"

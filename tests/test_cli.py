@@ -259,6 +259,23 @@ def test_inpainting_keeps_the_known_half_and_says_which(ncsn, tiny_run, tmp_path
     assert not np.array_equal(drawn[:, :, :20], real[:, :, :20])
 
 
+def test_inpainting_takes_pictures_of_ones_own(ncsn, tiny_run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for i, level in enumerate((60, 120, 180)):
+        picture = np.full((28, 28, 3), level, np.uint8)
+        Image.fromarray(picture).save(tmp_path / "mine" / f"{i}.png")
+    (tmp_path / "mine" / "broken.png").write_text("none")
+    arguments = ("inpaint", tiny_run, tmp_path / "mine", "--evaluations", 11, "--device", "cpu")
+    code, said, err = ncsn(*arguments, "--out", tmp_path / "s.npy")
+    assert code == 0, err
+    assert "broken.png" in err
+    drawn = np.load(tmp_path / "s.npy")
+    assert drawn.shape == (3, 28, 28, 1)
+    assert drawn[:, 0, 0, 0].tolist() == [60, 120, 180]
+    code, _, err = ncsn(*arguments[:2], tmp_path / "nowhere", "--out", tmp_path / "t.npy")
+    assert (code, "nowhere" in err, "Traceback" in err) == (1, True, False)
+
+
 def test_masks_that_are_none_are_refused_with_the_polarity(ncsn, tmp_path):
     Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / "gray.png")
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "small.png")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         to_unit,
     )
     from ncsn_core.data.output import check_destination, write_images
+    from ncsn_core.data.own import OwnImages, read_images
+    from ncsn_core.data.pixels import AnyImages, as_images
 else:
     __getattr__, __dir__ = names_of(
         __name__,
@@ -27,12 +29,17 @@ else:
                 "load_labels to_bytes to_unit"
             ),
             "output": "check_destination write_images",
+            "own": "OwnImages read_images",
+            "pixels": "AnyImages as_images",
         },
     )
 
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "AnyImages",
+    "OwnImages",
+    "as_images",
     "batches",
     "block_average",
     "check_destination",
@@ -40,6 +47,7 @@ __all__ = [
     "dequantize",
     "load_images",
     "load_labels",
+    "read_images",
     "to_bytes",
     "to_unit",
     "write_images",

@@ -18,11 +18,13 @@ from tqdm.auto import tqdm
 from ncsn_core._types import Images
 from ncsn_core.data.download import ARCHIVES, fetch
 from ncsn_core.data.idx import read_idx
-from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
+from ncsn_core.data.pixels import AnyImages, as_images
+from ncsn_core.errors import CorruptFileError, MissingDataError, NCSNError, UnknownNameError
 from ncsn_core.randomness import generator_for
 
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "celeba")
 SPLITS = ("train", "test")
+CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 # SHA-256 of the uncompressed originals (LeCun, Cortes and Burges; CC BY-SA 3.0).
 MNIST_FILES = {
@@ -112,9 +114,11 @@ def _load(
     folder = data_root() if root is None else Path(root)
     try:
         return _torchvision(name, split, folder, download)
-    except (RuntimeError, OSError) as error:
-        raise MissingDataError(_where_to_put(name, folder, download, error)) from error
-    except (ValueError, AssertionError, EOFError, LookupError) as error:
+    except NCSNError:
+        raise
+    except Exception as error:  # gdown's are no RuntimeErrors; a damaged file has any
+        if download or isinstance(error, (RuntimeError, OSError)):
+            raise MissingDataError(_where_to_put(name, folder, download, error)) from error
         raise CorruptFileError(
             f"the files of {name} in {folder} cannot be read ({error!r}). "
             f"Delete them and fetch them again"
@@ -169,13 +173,14 @@ def _where_to_put(name: str, folder: Path, download: bool, error: Exception) -> 
         ),
         "cifar10": f"the folder cifar-10-batches-py of cifar-10-python.tar.gz into {folder}",
         "celeba": (
-            "img_align_celeba (unzipped), list_eval_partition.txt and the other annotation files "
-            f"into {folder / 'celeba'}"
+            f"img_align_celeba (unzipped), identity_CelebA.txt and the four files "
+            f"list_*_celeba.txt and list_eval_partition.txt of {CELEBA} into {folder / 'celeba'}"
         ),
     }[name]
     tried = "could not be downloaded" if download else "is not on this machine"
+    said = " ".join(str(error).split())  # gdown's has lines
     advice = "" if download else ", or allow the download (--download, download=True)"
-    return f"{name} {tried} ({error}). Put {place}{advice}. NCSN_DATA names another folder"
+    return f"{name} {tried} ({said}). Put {place}{advice}. NCSN_DATA names another folder"
 
 
 def block_average(
@@ -197,14 +202,25 @@ def block_average(
     return F.avg_pool2d(images.float(), large // size).round().to(torch.uint8)
 
 
-def to_unit(images: Images) -> Float[Tensor, "count channel height width"]:
-    """uint8 → float32 in [0, 1]: x / 255."""
-    return images.float() / 255
+def to_unit(images: AnyImages) -> Float[Tensor, "count channel height width"]:
+    """Bytes → float32 in [0, 1]: x / 255.  Other images by the rule of `as_images`.
+
+    Raises:
+        ValueError: as `as_images`.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        images = as_images(images)
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def to_bytes(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """[0, 1] → uint8, rounded; what lies outside is clipped, as a screen would."""
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+def to_bytes(x: Float[Tensor, "*shape"] | UInt8[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """[0, 1] → uint8, rounded; what lies outside is clipped, as a screen would, and NaN is black.
+
+    Samples that strayed far, or chains that ran away, become pictures by this.  Bytes stay.
+    """
+    if x.dtype == torch.uint8:
+        return x
+    return (x * 255).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)
 
 
 def dequantize(
@@ -213,7 +229,12 @@ def dequantize(
     """uint8 → float32 in [0, 1] with uniform noise of one gray level: x / 256 + u / 256.
 
     In the unit of [0, 1] images x/255 this is (x/255) · 255/256 + u/256, the paper's.
+
+    Raises:
+        ValueError: for floats, which have no gray levels; `to_bytes` makes bytes of them.
     """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"only bytes are dequantized; got {images.dtype}. See to_bytes")
     u = torch.rand(images.shape, device=images.device, generator=generator)
     return (images.float() + u) / 256
 

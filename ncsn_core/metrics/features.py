@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 import ncsn_core.pretrained as pretrained
 from ncsn_core.data.datasets import to_bytes, to_unit
+from ncsn_core.data.pixels import AnyImages, as_images
 from ncsn_core.devices import pick_device
 from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
 from ncsn_core.metrics.classifier import Classifier
@@ -33,6 +34,7 @@ class Inception(nn.Module):
     """
 
     image_size = None  # it scales by itself
+    image_channels = 3
 
     def __init__(self, weights: Path | str) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -69,22 +71,23 @@ class Extractor:
     batch_size: int = 100
 
     @torch.no_grad()
-    def __call__(
-        self,
-        images: Float[Tensor, "count channel height width"]
-        | UInt8[Tensor, "count channel height width"],
-    ) -> Float[Tensor, "count features"]:
+    def __call__(self, images: AnyImages) -> Float[Tensor, "count features"]:
         """Features, on the CPU, of images on any device.
 
         Args:
-            images: uint8, or floats in [0, 1]; what lies outside is clipped, as a screen would.
-                Those of another size than the network's are scaled to it, bilinearly.
+            images: by the rule of `ncsn_core.data.as_images`: bytes, or floats in [0, 1].  Those of
+                another size than the network's are scaled to it, bilinearly.
+
+        Raises:
+            ValueError: as `ncsn_core.data.as_images`.  `ncsn_core.data.to_bytes` clips samples
+                that strayed far.
         """
         device = next(self.network.parameters()).device
         size = self.network.image_size
+        images = as_images(images, channels=self.network.image_channels)
 
         def readable(batch: Tensor) -> Tensor:
-            unit = to_unit(batch) if batch.dtype == torch.uint8 else batch.clamp(0, 1)
+            unit = to_unit(batch)
             if size is None or unit.shape[2:] == (size, size):
                 return unit
             return F.interpolate(unit, size=(size, size), mode="bilinear")

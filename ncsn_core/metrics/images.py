@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from ncsn_core._checks import check_clean
 from ncsn_core._types import Ladder, NoiseConditional
+from ncsn_core.data.datasets import to_unit
+from ncsn_core.data.pixels import as_images
 from ncsn_core.metrics.features import FEWEST, Extractor, Inception, inception_score
 from ncsn_core.randomness import normal_like
 from ncsn_core.schedules import per_sample
@@ -30,7 +33,7 @@ class LevelStatistics:
 @torch.no_grad()
 def level_statistics(
     score: NoiseConditional,
-    x: Float[Tensor, "count *shape"],
+    x: Shaped[Tensor, "count *shape"],
     sigmas: Ladder,
     *,
     batch_size: int = 250,
@@ -40,11 +43,17 @@ def level_statistics(
 
     Args:
         score: maps (x `[batch, *shape]`, σ [batch]) to a tensor like x.
-        x: clean data, on the device of the score.
+        x: clean data, on the device of the score; images in [0, 1], or bytes.
         sigmas: the ladder.
         batch_size: images an evaluation; bounds the memory.
         generator: source of the noise.
+
+    Raises:
+        ValueError: for a network of images, data in another range, as
+            `ncsn_core.data.as_images`; data that are not finite floats.
     """
+    x = to_unit(x) if x.dtype == torch.uint8 else x
+    check_clean(score, x)
     losses = torch.empty(len(sigmas), len(x))
     norms = torch.empty(len(sigmas), len(x))
     for level, level_sigma in enumerate(sigmas.to(x.device)):
@@ -225,7 +234,8 @@ def measure(
     1,000 samples and reports that of 50,000.
 
     Args:
-        sets: images by name, uint8 or in [0, 1], `[count, *shape]`; the first ones are used.
+        sets: images by name, by the rule of `ncsn_core.data.as_images`; the first ones are used.
+            `ncsn_core.data.to_bytes` clips samples that strayed far.
         reference: real images.
         extractor: see `ncsn_core.metrics.features.load_extractor`.
         counts: how many images of each set.
@@ -237,13 +247,19 @@ def measure(
         By count and name.
 
     Raises:
-        ValueError: when a set has fewer images than a count, and as `distances`.
+        ValueError: when a set has fewer images than a count, naming a set that cannot be read, and
+            as `distances`.
     """
     for name, images in sets.items():
         if len(images) < max(counts) and name not in smaller:
             raise ValueError(f"{name} has {len(images)} images; {max(counts)} are to be measured")
     known = extractor(reference)
-    seen = {name: extractor(images[: max(counts)]) for name, images in sets.items()}
+    seen = {}
+    for name, images in sets.items():
+        try:
+            seen[name] = extractor(images[: max(counts)])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     return {
         n: {
             name: distances(features[:n], known, extractor, subset_size=subset_size, seed=seed)
@@ -268,8 +284,8 @@ class Neighbors:
 
 @torch.no_grad()
 def nearest_neighbors(
-    images: Float[Tensor, "images *shape"],
-    reference: Float[Tensor, "reference *shape"],
+    images: Shaped[Tensor, "images *shape"],
+    reference: Shaped[Tensor, "reference *shape"],
     *,
     count: int = 1,
     features: Callable[[Tensor], Tensor] | None = None,
@@ -281,8 +297,9 @@ def nearest_neighbors(
     the training set as new images of the same kind are.
 
     Args:
-        images: samples, on the device of `reference`.
-        reference: the training images.
+        images: samples, on the device of `reference`; images by the rule of
+            `ncsn_core.data.as_images`, or points `[images, dimension]`, floats both.
+        reference: the training images, likewise.
         count: number of neighbors.
         features: maps a batch of images to [batch, features], in which distances are then taken;
             None compares pixels.
@@ -301,9 +318,11 @@ def nearest_neighbors(
             f"images and reference must have one shape; got {tuple(images.shape[1:])} and "
             f"{tuple(reference.shape[1:])}"
         )
+    images, reference = _comparable(images), _comparable(reference)
 
     def described(batch: Tensor) -> Tensor:
-        return (batch if features is None else features(batch)).flatten(1)
+        unit = to_unit(batch) if batch.dtype == torch.uint8 else batch
+        return (unit if features is None else features(unit)).flatten(1)
 
     known = torch.cat([described(batch) for batch in reference.split(batch_size)])
     found = [
@@ -311,6 +330,15 @@ def nearest_neighbors(
         for batch in images.split(batch_size)
     ]
     return Neighbors(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """Images by the one rule; points as they are."""
+    if x.ndim == 4:
+        return as_images(x)
+    if not x.is_floating_point():
+        raise ValueError(f"points are floats; got {x.dtype}. ncsn_core.data.to_unit makes them")
+    return x
 
 
 def dark_pixels(images: Tensor) -> Tensor:

@@ -109,4 +109,5 @@ def checked(score: Callable[..., Tensor], advice: str = "") -> Callable[..., Ten
         require(torch.isfinite(s).all(), error)
         return s
 
+    checked_score.network = getattr(score, "network", None)  # type: ignore[attr-defined]
     return checked_score
