@@ -266,7 +266,7 @@ def test_inpainting_takes_pictures_of_ones_own(ncsn, tiny_run, tmp_path):
         Image.fromarray(picture).save(tmp_path / "mine" / f"{i}.png")
     (tmp_path / "mine" / "broken.png").write_text("none")
     arguments = ("inpaint", tiny_run, tmp_path / "mine", "--evaluations", 11, "--device", "cpu")
-    code, said, err = ncsn(*arguments, "--out", tmp_path / "s.npy")
+    code, _, err = ncsn(*arguments, "--out", tmp_path / "s.npy")
     assert code == 0, err
     assert "broken.png" in err
     drawn = np.load(tmp_path / "s.npy")
