@@ -104,8 +104,9 @@ def _compiles(device: torch.device) -> bool:
     try:
         from ncsn_core.networks.refinenet import normalize
 
-        y = normalize(x.requires_grad_(), rows, rows, rows, elu=True, compiled=True)
-        y.sum().backward()
+        with torch.enable_grad():
+            y = normalize(x.requires_grad_(), rows, rows, rows, elu=True, compiled=True)
+            y.sum().backward()
     except Exception as error:  # whatever a compiler, its headers and its cache can do
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(

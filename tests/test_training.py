@@ -18,7 +18,7 @@ from torch import nn
 
 from ncsn_core import checkpoints, devices, networks, pretrained, provenance, run, training
 from ncsn_core.config import load_config
-from ncsn_core.data import batches
+from ncsn_core.data import batches, load_images
 from ncsn_core.errors import CorruptFileError, NCSNError, NonFiniteLossError
 from ncsn_core.metrics import classifier
 from ncsn_core.metrics.classifier import shift, train_classifier
@@ -824,6 +824,8 @@ def test_a_device_that_is_not_here_is_one_sentence(
         devices.pick_device(device)
     with pytest.raises(NCSNError, match=re.escape(says)):
         run_training(tiny_config(), tmp_path / "run", device=device)
+    with pytest.raises(NCSNError, match=re.escape(says)):
+        load_images("mnist", "test", device=device)
     for form in ("score", "classifier"):
         model = pretrained.load({"score": "mnist14_ncsn", "classifier": "digit_classifier"}[form])
         with pytest.raises(NCSNError, match=re.escape(says)):

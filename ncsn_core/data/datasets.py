@@ -19,6 +19,7 @@ from ncsn_core._types import Images
 from ncsn_core.data.download import ARCHIVES, fetch
 from ncsn_core.data.idx import read_idx
 from ncsn_core.data.pixels import AnyImages, as_images
+from ncsn_core.devices import pick_device
 from ncsn_core.errors import CorruptFileError, MissingDataError, NCSNError, UnknownNameError
 from ncsn_core.randomness import generator_for
 
@@ -81,7 +82,7 @@ def load_images(
         ValueError: for a size that does not divide that of the images.
     """
     images = _load(name, split, root, download)[0]
-    return (images if size is None else block_average(images, size)).to(device)
+    return (images if size is None else block_average(images, size)).to(pick_device(device))
 
 
 def load_labels(
