@@ -105,7 +105,7 @@ def load_extractor(
 
     Args:
         dataset: our digit classifier for "mnist", our Fashion-MNIST classifier for "fashion_mnist",
-            Inception for the colored "cifar10" and "celeba".
+            Inception for the colored "cifar10" and "celeba", and for "inception".
         device: where the network goes.
         weights, download: of Inception, see `load_inception`; the classifiers ship.
 
@@ -116,9 +116,9 @@ def load_extractor(
     if dataset in CLASSIFIERS:
         record = pretrained.load(CLASSIFIERS[dataset])
         return Extractor(record.name, record.classifier(device), record.weights_sha256)
-    if dataset in INCEPTION_DATASETS:
+    if dataset in (*INCEPTION_DATASETS, "inception"):
         return load_inception(device, weights=weights, download=download)
-    raise UnknownNameError("data set", dataset, (*CLASSIFIERS, *INCEPTION_DATASETS))
+    raise UnknownNameError("data set", dataset, (*CLASSIFIERS, *INCEPTION_DATASETS, "inception"))
 
 
 def load_inception(
