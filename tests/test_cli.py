@@ -356,10 +356,14 @@ def test_a_preset_that_is_no_folder_either_says_so(ncsn, tmp_path):
 
 
 @pytest.mark.slow
-def test_given_images_are_compared_beside_the_floor_of_as_many(ncsn, tmp_path, mnist_train):
+def test_given_images_are_compared_beside_the_floor_of_as_many(
+    ncsn, tmp_path, mnist_train, monkeypatch
+):
     import numpy as np
 
-    digits = data.load_images("mnist", "test")[-200:]
+    real = {"train": mnist_train[:2000], "test": mnist_train[2000:2200]}
+    monkeypatch.setattr(data, "load_images", lambda name, split="train", **_: real[split])
+    digits = mnist_train[-200:]
     np.save(tmp_path / "digits.npy", digits[:, 0].numpy())
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).random((200, 28, 28)))
     fid = {}

@@ -305,7 +305,7 @@ def test_losses_of_an_image_network_take_images_in_the_unit_interval(record, dig
             level_statistics(score, wrong, score.sigmas)
     with (
         without_type_checks(),
-        pytest.raises(ValueError, match="tensor of floats; got torch.uint8"),
+        pytest.raises(ValueError, match=r"of floats; got torch\.uint8"),
     ):
         denoising_score_matching(score, (x * 255).byte(), sigma)
 

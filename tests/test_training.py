@@ -908,11 +908,11 @@ def test_shift_moves_by_at_most_two_pixels_and_fills_with_zeros():
 
 
 def test_own_images_train_without_those_held_out_and_go_on(run_training, tmp_path):
-    images = torch.randint(256, (20, 3, 8, 8)).byte()
+    images = torch.randint(256, (20, 1, 8, 8)).byte()
     found = read_images(images)
     config = config_for(found, "smoke", channels=2, steps=2, log_every=1, checkpoint_every=1)
     assert (config.preset, config.dataset, config.batch_size) == ("own", "own", 16)
-    assert (config.image_channels, config.image_size) == (3, 8)
+    assert (config.image_channels, config.image_size) == (1, 8)
     first = run_training(config, tmp_path / "run", images=images.numpy(), minutes=0.0)
     assert first.manifest["step"] == 1
     done = run_training(config, tmp_path / "run", images=images / 255)

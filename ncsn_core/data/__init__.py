@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         to_unit,
     )
     from ncsn_core.data.own import OwnImages, read_images
-    from ncsn_core.data.pixels import AnyImages, as_images
+    from ncsn_core.data.pixels import as_images
 else:
     __getattr__, __dir__ = names_of(
         __name__,
@@ -28,14 +28,13 @@ else:
                 "load_labels to_bytes to_unit"
             ),
             "own": "OwnImages read_images",
-            "pixels": "AnyImages as_images",
+            "pixels": "as_images",
         },
     )
 
 __all__ = [
     "DATASETS",
     "SPLITS",
-    "AnyImages",
     "OwnImages",
     "as_images",
     "batches",
