@@ -17,6 +17,12 @@ from ncsn_core.errors import NCSNError, NCSNWarning
 if TYPE_CHECKING:
     import torch
 
+    from ncsn_core.data import OwnImages
+    from ncsn_core.metrics.images import Distances
+    from ncsn_core.pretrained import Model
+
+FEWEST = 100  # images that a distance is computed of
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -33,6 +39,7 @@ def cli() -> None:
     Train your own: a preset names data and network, a profile the budget:
         ncsn train mnist --profile cpu
         ncsn train cifar10 --profile gpu --download
+        ncsn train my/pictures --size 32 --profile cpu
     How good is it?
         ncsn evaluate runs/mnist-cpu-0 --profile cpu
     Bring a checkpoint of the authors' code:
@@ -87,9 +94,33 @@ def sampler_options(command: Any) -> Any:
     return command
 
 
+def features_options(command: Any) -> Any:
+    """The options of commands that compare images in the features of a network."""
+    for option in (
+        click.option(
+            "--download",
+            is_flag=True,
+            help="Fetch data, or Inception's weights, that are not here.",
+        ),
+        click.option(
+            "--inception-weights",
+            type=click.Path(path_type=Path),
+            help="File with Inception's weights, for color.  [default: PyTorch's cache]",
+        ),
+        click.option(
+            "--features",
+            type=click.Choice(["mnist", "fashion_mnist", "inception"]),
+            help="Compare in the features of this network.  [default: the data set's]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("preset")
 @click.option("--profile", default="smoke", show_default=True, help="smoke, cpu or gpu.")
+@click.option("--size", type=click.IntRange(min=1), help="Images of so many pixels a side.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option(
     "--folder",
@@ -122,6 +153,7 @@ def sampler_options(command: Any) -> Any:
 def train(
     preset: str,
     profile: str,
+    size: int | None,
     seed: int,
     folder: Path | None,
     settings: tuple[str, ...],
@@ -132,7 +164,10 @@ def train(
     compile: bool | None,
     device: str,
 ) -> None:
-    """Train a noise-conditional score network on PRESET.
+    """Train a noise-conditional score network on PRESET, or on a folder of images of your own.
+
+    In the place of PRESET, a folder is read with those below it, and so is an .npz or .npy file;
+    --size crops the images to a square and scales it.  A tenth of them is held out for evaluation.
 
     The same command again continues an interrupted run, with the losses that it would have had.
 
@@ -140,10 +175,15 @@ def train(
     Presets:  mnist, fashion_mnist, cifar10, celeba
     Profiles: smoke (seconds), cpu (an hour or two), gpu (the paper's own setting)
     """
-    from ncsn_core.config import load_config
+    from ncsn_core.config import config_for, load_config, presets
 
-    config = load_config(preset, profile, seed=seed, **parse_settings(settings))
-    folder = folder or Path("runs") / f"{preset}-{profile}-{seed}"
+    values = ({"image_size": size} if size else {}) | {"seed": seed} | parse_settings(settings)
+    own = None if preset in presets() or not Path(preset).exists() else _read_own(preset, values)
+    config = config_for(own, profile, **values) if own else load_config(preset, profile, **values)
+    name = Path(preset).resolve().stem if own else preset
+    if own and config.batch_size == len(own.split()[0]) and not global_rank():
+        click.echo(f"every batch holds all {config.batch_size:,} of them")
+    folder = folder or Path("runs") / f"{name}-{profile}-{seed}"
     from ncsn_core.pretrained import load
     from ncsn_core.training import train as train_network
 
@@ -155,6 +195,7 @@ def train(
         compile=compile,
         download=download,
         minutes=minutes,
+        images=own,
         start_from=load(start_from) if start_from else None,
     )
     if global_rank():
@@ -163,6 +204,29 @@ def train(
     click.echo(f"{step:,} of {config.steps:,} steps in {folder}")
     if step < config.steps:
         click.echo("run the same command again to go on")
+
+
+def _read_own(source: str, values: dict[str, Any]) -> "OwnImages":
+    """Images of one's own for training, after saying what became of them."""
+    from ncsn_core.data import read_images
+
+    found = read_images(
+        source, size=values.get("image_size"), channels=values.get("image_channels")
+    )
+    if not global_rank():
+        _say_images(found)
+        train, held_out = found.split()
+        click.echo(f"{len(train):,} to train on, {len(held_out):,} held out for evaluation")
+    return found
+
+
+def _say_images(found: "OwnImages") -> None:
+    """Print what images there are, and what was done to them."""
+    count, channels, height, width = found.images.shape
+    kind = "gray" if channels == 1 else "RGB"
+    click.echo(f"{count:,} {kind} images of {height} × {width} pixels in {found.source}")
+    for note in found.notes:
+        click.echo(f"  {note}")
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -434,14 +498,11 @@ def _report_runaways(
     help="Where samples are kept as they are drawn.  [default: a folder of that name in runs/]",
 )
 @click.option(
-    "--inception-weights",
-    type=click.Path(path_type=Path),
-    help="File with Inception's weights, for color.  [default: PyTorch's cache]",
-)
-@click.option(
-    "--download", is_flag=True, help="Fetch data, or Inception's weights, that are not here."
+    "--images",
+    help="Folder or file of the images it was trained on.  [default: where they were then]",
 )
 @compile_option
+@features_options
 @device_option
 def evaluate(
     checkpoint: str,
@@ -450,6 +511,8 @@ def evaluate(
     epsilon: float,
     seed: int,
     folder: Path | None,
+    images: str | None,
+    features: str | None,
     inception_weights: Path | None,
     download: bool,
     compile: bool | None,
@@ -460,7 +523,8 @@ def evaluate(
     Held-out images are the floor that a perfect sampler reaches.  Digits and garments are compared
     in the features of this book's classifiers, and only color images in Inception's, with the
     Inception score besides: numbers of different features do not compare.  Nor do FIDs of different
-    counts, which is why there are two.
+    counts, which is why there are two.  A network of your own images is compared with those that
+    its training did not hold out, in Inception's features unless --features says otherwise.
 
     The same command again continues an interrupted one.
     """
@@ -468,9 +532,9 @@ def evaluate(
 
     import ncsn_core.generation as generation
     from ncsn_core.config import load_evaluation_budget
-    from ncsn_core.data.datasets import load_images, to_bytes
+    from ncsn_core.data.datasets import to_bytes
     from ncsn_core.devices import compilation, pick_device
-    from ncsn_core.metrics.features import FEWEST, Inception, load_extractor
+    from ncsn_core.metrics.features import PARTS, Inception, load_extractor
     from ncsn_core.metrics.images import measure
     from ncsn_core.pretrained import load
 
@@ -483,20 +547,19 @@ def evaluate(
     origin = f"{model.name}-{model.weights_sha256[:8]}"
     folder = folder or Path("runs") / f"samples-{origin}-{profile}-{epsilon:g}-{seed}"
     score = model.score(target, autocast=_autocast_of(folder, target), compile=compile)
-    name, size = model.config["dataset"], model.config["image_size"]
     if not global_rank():  # before the samples, so that what is missing is missed at once
+        name = _features_for(model.config["dataset"], features)
         extractor = load_extractor(name, target, weights=inception_weights, download=download)
-        reference = load_images(name, download=download, size=size)
+        reference, held_out = _real_images(model, images, download)
         if profile == "smoke":
             reference = reference[:2000]
-        held_out = load_images(name, "test", download=download, size=size)
         if len(held_out) < count:
             click.echo(
                 f"the floor is that of all {len(held_out):,} held-out images: that of {count:,} "
                 f"would be lower"
             )
-        if isinstance(extractor.network, Inception) and count // 2 < FEWEST:
-            click.echo(f"no Inception score of fewer than {FEWEST} images")
+        if isinstance(extractor.network, Inception) and count // 2 < PARTS:
+            click.echo(f"no Inception score of fewer than {PARTS} images")
 
     samples = generation.sample(
         score,
@@ -524,6 +587,111 @@ def evaluate(
     )
     click.echo(f"{count:,} samples in {folder}")
     click.echo(f"compared with {len(reference):,} training images, features of {extractor.name}")
+    _say_distances(measured)
+
+
+@cli.command()
+@click.argument("source")
+@click.option(
+    "--with",
+    "dataset",
+    default="mnist",
+    show_default=True,
+    help="What with: a data set, or a folder or file of real images.",
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), help="How many of each.  [default: all there are]"
+)
+@click.option("--size", type=click.IntRange(min=1), help="Pixels a side.  [default: as they are]")
+@features_options
+@device_option
+def compare(
+    source: str,
+    dataset: str,
+    size: int | None,
+    count: int | None,
+    features: str | None,
+    inception_weights: Path | None,
+    download: bool,
+    device: str,
+) -> None:
+    """FID and KID of given images, SOURCE, beside those of held-out real ones, the floor.
+
+    SOURCE is a folder of single images, or an .npz, .npy or .pt file, and so may be what it is
+    compared with: a tenth of that is then held out.  SOURCE is cropped and scaled to the size of
+    the real images.  Numbers of other counts or other features do not compare.
+
+    \b
+    For example:
+        ncsn compare my/digits --with mnist
+    """
+    from ncsn_core.data import load_images, read_images
+    from ncsn_core.devices import pick_device
+    from ncsn_core.metrics.features import load_extractor
+    from ncsn_core.metrics.images import measure
+
+    reference = load_images(dataset, download=download, size=size)
+    held_out = load_images(dataset, "test", download=download, size=size)
+    found = read_images(source, size=reference.shape[-1], channels=reference.shape[1])
+    _say_images(found)
+    most = min(len(found.images), len(held_out))
+    count = min(count or most, most)
+    if count < FEWEST:
+        raise NCSNError(
+            f"{count} images say little about a distance: give {FEWEST} or more; there are "
+            f"{len(found.images):,} in {source}, and {len(held_out):,} held-out ones of {dataset}"
+        )
+    extractor = load_extractor(
+        _features_for(dataset, features),
+        pick_device(device),
+        weights=inception_weights,
+        download=download,
+    )
+    sets = {"held-out images": held_out, "given images": found.images}
+    click.echo(f"compared with {len(reference):,} images, features of {extractor.name}")
+    _say_distances(
+        measure(sets, reference, extractor, (count // 2, count), subset_size=FEWEST // 2)
+    )
+
+
+def _features_for(dataset: str, features: str | None) -> str:
+    """Whose features: as asked for, those of a data set, or Inception's for other images."""
+    from ncsn_core.data import DATASETS
+
+    return features or (dataset if dataset in DATASETS else "inception")
+
+
+def _real_images(
+    model: "Model", source: str | None, download: bool
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """What a network was trained on, and what was held out."""
+    from ncsn_core.data import DATASETS, load_images, read_images
+    from ncsn_core.provenance import tensor_sha256
+
+    name, size = model.config["dataset"], model.config["image_size"]
+    if source is None and name in DATASETS:
+        return (
+            load_images(name, download=download, size=size),
+            load_images(name, "test", download=download, size=size),
+        )
+    place = source or name
+    if not Path(place).exists():
+        raise NCSNError(
+            f"the images of {model.name!r}, {place}, are not here: name them by --images"
+        )
+    found = read_images(place, size=size, channels=model.config["image_channels"])
+    train, held_out = found.split()
+    trained_on = train[: model.config.get("train_images")]
+    if name not in DATASETS and tensor_sha256(trained_on) != model.provenance.get("data_sha256"):
+        raise NCSNError(
+            f"{place} holds other images than {model.name!r} was trained on, so that its held-out "
+            f"ones may be among these: name the same ones by --images"
+        )
+    return train, held_out
+
+
+def _say_distances(measured: "dict[int, dict[str, Distances]]") -> None:
+    """Print a table of distances for each count."""
     for n, row in measured.items():
         click.echo(f"{n:,} images each         FID           KID ± over subsets")
         for label, found in row.items():

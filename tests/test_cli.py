@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_core import cli, devices, generation, pretrained, run, training
+from ncsn_core import cli, data, devices, generation, pretrained, run, training
 from ncsn_core.config import load_config, presets, profiles
 from ncsn_core.data import datasets
 from ncsn_core.metrics import features, images
@@ -515,6 +515,87 @@ def test_a_classifier_of_garments(ncsn, tmp_path, monkeypatch, fashion_mnist):
     record = pretrained.load(tmp_path / "runs" / "fashion_classifier")
     assert record.config["dataset"] == "fashion_mnist"
     assert record.config["train_images"] == len(fashion_mnist.images["train"])
+
+
+# --- images of one's own -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    """A folder of 40 colored images of 12 × 10 pixels, and a file that is none."""
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"1")
+    pixels = torch.randint(256, (40, 10, 12, 3), generator=torch.Generator().manual_seed(0)).byte()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_trains_and_is_evaluated_on_what_was_held_out(
+    ncsn, own_images, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("train", "pictures", "--size", 8, "--device", "cpu", "--set=channels=2")
+    code, out, err = ncsn(*arguments, "--set=steps=1")
+    assert code == 0, err
+    assert "40 RGB images of 8 × 8 pixels in pictures" in out
+    assert "1 file left out: .DS_Store (hidden)" in out
+    assert "36 to train on, 4 held out" in out
+    record = pretrained.load("runs/pictures-smoke-0")
+    assert record.config["dataset"] == "pictures"
+    assert record.provenance["images"] == 36
+
+    monkeypatch.setattr(
+        features, "load_extractor", lambda name, *_, **__: Extractor(name, SmallInception())
+    )
+    arguments = ("evaluate", record.folder, "--count", 4, "--device", "cpu", "--folder")
+    code, out, err = ncsn(*arguments, tmp_path / "samples")
+    assert code == 0 or "splits" in err, err
+    own_images.rename(tmp_path / "moved")
+    code, _, err = ncsn(*arguments, tmp_path / "samples")
+    assert code == 1
+    assert "name them by --images" in err
+    next((tmp_path / "moved").glob("*.png")).unlink()
+    code, _, err = ncsn(*arguments, tmp_path / "samples", "--images", tmp_path / "moved")
+    assert code == 1
+    assert "holds other images than" in err
+
+
+def test_a_preset_that_is_no_folder_either_says_so(ncsn, tmp_path):
+    code, _, err = ncsn("train", tmp_path / "nowhere")
+    assert code == 1
+    assert "A folder of images" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = ncsn("train", tmp_path / "empty")
+    assert code == 1
+    assert "fewer than two images" in err
+
+
+@pytest.mark.slow
+def test_given_images_are_compared_beside_the_floor_of_as_many(
+    ncsn, tmp_path, mnist_train, monkeypatch
+):
+    import numpy as np
+
+    real = {"train": mnist_train[:2000], "test": mnist_train[2000:2200]}
+    monkeypatch.setattr(data, "load_images", lambda name, split="train", **_: real[split])
+    digits = mnist_train[-200:]
+    np.save(tmp_path / "digits.npy", digits[:, 0].numpy())
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).random((200, 28, 28)))
+    fid = {}
+    for name in ("digits.npy", "noise.npy"):
+        code, out, err = ncsn("compare", tmp_path / name, "--with", "mnist", "--device", "cpu")
+        assert code == 0, err
+        fid[name] = table(out)[200]["given images"]
+        assert fid[name] > 0.5 * table(out)[200]["held-out images"]
+    assert fid["noise.npy"] > 10 * fid["digits.npy"]
+    code, _, err = ncsn("compare", tmp_path / "digits.npy", "--count", 50)
+    assert code == 1
+    assert "give 100 or more" in err
 
 
 # --- export and the list of models -------------------------------------------------------------

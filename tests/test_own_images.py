@@ -143,9 +143,9 @@ def test_a_folder_of_all_modes_is_read_on_purpose_and_what_is_left_out_is_named(
     assert found.images[:, 0, 2, 2].tolist() == [0, 10, 20, 30, 40, 50]
     assert found.source == str(pictures)
     notes = "\n".join(found.notes)
-    assert "1 images of 16 bit scaled to 8" in notes
-    assert "1 images with transparent pixels laid on white" in notes
-    assert "1 images cropped to their central square" in notes
+    assert "1 image of 16 bit scaled to 8" in notes
+    assert "1 image with transparent pixels laid on white" in notes
+    assert "1 image cropped to their central square" in notes
     assert "of mode P converted" in notes
     assert "5 files left out" in notes
     for name in ("broken.png (cannot be read", "notes.txt (no image)", ".DS_Store (hidden)"):
@@ -210,7 +210,7 @@ def test_an_array_with_transparent_pixels_is_laid_on_white():
     half[1, 3] = 255
     found = read_images(half)
     assert found.images[:, 0, 0, 0].tolist() == [50, 0]
-    assert found.notes == ("1 images with transparent pixels laid on white",)
+    assert found.notes == ("1 image with transparent pixels laid on white",)
 
 
 def test_a_file_that_holds_no_images_says_so(tmp_path):

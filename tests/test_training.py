@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from ncsn_core import checkpoints, devices, networks, pretrained, provenance, run, training
-from ncsn_core.config import load_config
-from ncsn_core.data import batches, load_images
+from ncsn_core.config import config_for, load_config
+from ncsn_core.data import batches, load_images, read_images
 from ncsn_core.errors import CorruptFileError, NCSNError, NonFiniteLossError
 from ncsn_core.metrics import classifier
 from ncsn_core.metrics.classifier import shift, train_classifier
 from ncsn_core.networks import ContinuousScore, NoiseConditionalScore, build
 from ncsn_core.objectives import denoising_score_matching, sliced_score_matching_vr
+from ncsn_core.provenance import tensor_sha256
 from ncsn_core.schedules import denoiser_weight, draw_levels, draw_log_uniform
 
 pytestmark = pytest.mark.usefixtures("few_images")
@@ -981,3 +982,41 @@ def test_shift_moves_by_at_most_two_pixels_and_fills_with_zeros():
         seen.add(tuple((moved[0, 0].nonzero()[0] - 4).tolist()))
     assert seen == {(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
     assert shift(torch.ones(1, 1, 9, 9), pixels=0).all()
+
+
+# --- images of one's own -----------------------------------------------------------------------
+
+
+def test_own_images_train_without_those_held_out_and_go_on(run_training, tmp_path):
+    images = torch.randint(256, (20, 1, 8, 8)).byte()
+    found = read_images(images)
+    config = config_for(found, "smoke", channels=2, steps=2, log_every=1, checkpoint_every=1)
+    assert (config.preset, config.dataset, config.batch_size) == ("own", "own", 16)
+    assert (config.image_channels, config.image_size) == (1, 8)
+    first = run_training(config, tmp_path / "run", images=images.numpy(), minutes=0.0)
+    assert first.manifest["step"] == 1
+    done = run_training(config, tmp_path / "run", images=images / 255)
+    assert done.manifest["step"] == 2
+    train, held_out = found.split()
+    assert (len(train), len(held_out)) == (18, 2)
+    assert done.provenance["data_sha256"] == tensor_sha256(train)
+    assert done.provenance["images"] == 18
+
+
+def test_a_run_goes_on_with_its_own_images_only(run_training, tmp_path):
+    images = torch.randint(256, (20, 1, 8, 8)).byte()
+    config = config_for(read_images(images), channels=2, steps=2, log_every=1, checkpoint_every=1)
+    run_training(config, tmp_path / "run", images=images, minutes=0.0)
+    with pytest.raises(NCSNError, match="trained on other images than these"):
+        run_training(config, tmp_path / "run", images=255 - images)
+    with pytest.raises(NCSNError, match="none were given: pass images="):
+        run_training(config, tmp_path / "other")
+
+
+def test_a_batch_holds_at_most_the_images_there_are():
+    found = read_images(torch.randint(256, (10, 1, 8, 8)).byte())
+    assert config_for(found, "cpu").batch_size == 9
+    assert config_for(found, "cpu", batch_size=64).batch_size == 64
+    assert config_for(found, "gpu").channels == 64
+    with pytest.raises(ValueError, match=r"even size, .*these have 7 × 7"):
+        config_for(read_images(torch.rand(4, 1, 7, 7)))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from ncsn_core.data.output import check_destination, write_images
     from ncsn_core.data.own import OwnImages, read_images
-    from ncsn_core.data.pixels import AnyImages, as_images
+    from ncsn_core.data.pixels import as_images
 else:
     __getattr__, __dir__ = names_of(
         __name__,
@@ -30,14 +30,13 @@ else:
             ),
             "output": "check_destination write_images",
             "own": "OwnImages read_images",
-            "pixels": "AnyImages as_images",
+            "pixels": "as_images",
         },
     )
 
 __all__ = [
     "DATASETS",
     "SPLITS",
-    "AnyImages",
     "OwnImages",
     "as_images",
     "batches",

@@ -66,13 +66,15 @@ def load_images(
     """All images of a split as one uint8 tensor [count, channel, height, width] on `device`.
 
     Args:
-        name: one of `DATASETS`.  CelebA is cropped to its central 140×140 and resized to 32×32, as
-            in the paper.
+        name: one of `DATASETS`, or the path of images of one's own: `read_images` reads them and
+            `OwnImages.split` divides them.  CelebA is cropped to its central 140×140 and resized to
+            32×32, as in the paper.
         split: "train" or "test".
         device: where the tensor goes.
         root: folder to look in; `data_root()` when not given.  MNIST needs none.
         download: fetch what is not there.
         size: height and width to average the images down to, see `block_average`; None: as stored.
+            One's own are cropped and scaled to it.
 
     Raises:
         UnknownNameError: for another name or split.
@@ -81,6 +83,10 @@ def load_images(
         NCSNError: when another process is downloading it.
         ValueError: for a size that does not divide that of the images.
     """
+    if name not in DATASETS and split in SPLITS and Path(name).exists():
+        from ncsn_core.data.own import read_images
+
+        return read_images(name, size=size).split()[SPLITS.index(split)].to(device)
     images = _load(name, split, root, download)[0]
     return (images if size is None else block_average(images, size)).to(pick_device(device))
 
@@ -107,7 +113,8 @@ def _load(
     name: str, split: str, root: Path | str | None, download: bool
 ) -> tuple[Images, Int[Tensor, " count"] | None]:
     if name not in DATASETS:
-        raise UnknownNameError("data set", name, DATASETS)
+        hint = "For images of your own, name their folder or file (--images, images=)"
+        raise UnknownNameError("data set", name, DATASETS, hint)
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
     if name == "mnist":
@@ -174,8 +181,9 @@ def _where_to_put(name: str, folder: Path, download: bool, error: Exception) -> 
         ),
         "cifar10": f"the folder cifar-10-batches-py of cifar-10-python.tar.gz into {folder}",
         "celeba": (
-            f"img_align_celeba (unzipped), identity_CelebA.txt and the four files "
-            f"list_*_celeba.txt and list_eval_partition.txt of {CELEBA} into {folder / 'celeba'}"
+            "img_align_celeba (unzipped), list_eval_partition.txt, identity_CelebA.txt, "
+            "list_attr_celeba.txt, list_bbox_celeba.txt and list_landmarks_align_celeba.txt of "
+            f"{CELEBA} into {folder / 'celeba'}"
         ),
     }[name]
     tried = "could not be downloaded" if download else "is not on this machine"

@@ -38,7 +38,7 @@ class OwnImages:
 
     Attributes:
         images: uint8 [count, channel, height, width].
-        source: the path they came from, or the kind of object that held them.
+        source: the path they came from; "own" when they have none.
         notes: what was done to them and what was left out, a line each.
     """
 
@@ -87,7 +87,7 @@ def read_images(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3; got {channels}")
     did: Counter[str] = Counter()
-    name = str(source) if isinstance(source, (str, Path)) else type(source).__name__
+    name = str(Path(source)) if isinstance(source, (str, Path)) else "own"
     left_out: list[tuple[str, str]] = []
     if not isinstance(source, (str, Path)):
         parts = _from_arrays(source, size, did)
@@ -102,7 +102,7 @@ def read_images(
         )
     gray = all(map(is_gray, parts)) if channels is None else channels == 1
     images = _joined([_to_gray(p, did) if gray else p.expand(-1, 3, -1, -1) for p in parts])
-    notes = [f"{count:,} {what}" for what, count in did.items()]
+    notes = [f"{n:,} {what.replace('images', 'image', n == 1)}" for what, n in did.items()]
     return OwnImages(images, name, (*notes, *missing))
 
 
@@ -120,7 +120,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 def _listed(left_out: list[tuple[str, str]]) -> str:
     named = ", ".join(f"{name} ({why})" for name, why in left_out[:NAMED])
     more = f" and {len(left_out) - NAMED:,} more" if len(left_out) > NAMED else ""
-    return f"{len(left_out):,} files left out: {named}{more}"
+    return f"{len(left_out):,} file{'s' * (len(left_out) > 1)} left out: {named}{more}"
 
 
 # --- from files ---------------------------------------------------------------------------------

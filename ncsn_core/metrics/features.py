@@ -19,7 +19,7 @@ from ncsn_core.metrics.classifier import Classifier
 
 CLASSIFIERS = {"mnist": "digit_classifier", "fashion_mnist": "fashion_classifier"}
 INCEPTION_DATASETS = ("cifar10", "celeba")
-FEWEST = 10  # images of an Inception score: one for each part of the set
+PARTS = 10  # images of an Inception score: one for each part of the set
 OFFICIAL_SHA256 = "6726825d"  # the file's name carries these first digits
 
 
@@ -107,7 +107,7 @@ def load_extractor(
 
     Args:
         dataset: our digit classifier for "mnist", our Fashion-MNIST classifier for "fashion_mnist",
-            Inception for the colored "cifar10" and "celeba".
+            Inception for the colored "cifar10" and "celeba", and for "inception".
         device: where the network goes.
         weights, download: of Inception, see `load_inception`; the classifiers ship.
 
@@ -118,9 +118,9 @@ def load_extractor(
     if dataset in CLASSIFIERS:
         record = pretrained.load(CLASSIFIERS[dataset])
         return Extractor(record.name, record.classifier(device), record.weights_sha256)
-    if dataset in INCEPTION_DATASETS:
+    if dataset in (*INCEPTION_DATASETS, "inception"):
         return load_inception(device, weights=weights, download=download)
-    raise UnknownNameError("data set", dataset, (*CLASSIFIERS, *INCEPTION_DATASETS))
+    raise UnknownNameError("data set", dataset, (*CLASSIFIERS, *INCEPTION_DATASETS, "inception"))
 
 
 def load_inception(
@@ -192,7 +192,7 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(
-    logits: Float[Tensor, "count classes"], *, splits: int = FEWEST
+    logits: Float[Tensor, "count classes"], *, splits: int = PARTS
 ) -> InceptionScore:
     """exp E KL(p(y|x) ‖ p(y)) of Inception's predictions (Salimans et al. 2016), torch-fidelity's.
 

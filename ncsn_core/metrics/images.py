@@ -12,7 +12,7 @@ from ncsn_core._checks import check_clean
 from ncsn_core._types import Ladder, NoiseConditional
 from ncsn_core.data.datasets import to_unit
 from ncsn_core.data.pixels import as_images
-from ncsn_core.metrics.features import FEWEST, Extractor, Inception, inception_score
+from ncsn_core.metrics.features import PARTS, Extractor, Inception, inception_score
 from ncsn_core.randomness import normal_like
 from ncsn_core.schedules import per_sample
 
@@ -202,7 +202,7 @@ def distances(
         features, reference, subsets=subsets, subset_size=subset_size, seed=seed
     )
     score: tuple[float, float] | tuple[None, None] = (None, None)
-    if isinstance(extractor.network, Inception) and len(features) >= FEWEST:
+    if isinstance(extractor.network, Inception) and len(features) >= PARTS:
         score = inception_score(extractor.network.logits(features))
     return Distances(
         fid=frechet_distance(features, reference),

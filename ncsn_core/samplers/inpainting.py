@@ -73,6 +73,7 @@ def inpaint(
     """
     mask = _mask(known, x)
     _check(score, x, images, mask, known_noise)
+    images = images.to(x)
 
     def noised(sigma_i: float) -> Tensor:
         if known_noise == "none":
@@ -110,8 +111,8 @@ def _mask(known: Tensor | np.ndarray, x: Tensor) -> Tensor:
         mask = mask.expand(x.shape[1:])
     if mask.shape != x.shape[1:]:
         raise ValueError(
-            f"the mask has the shape of one image of x, {tuple(x.shape[1:])}, and is True where a "
-            f"pixel is known; got {tuple(mask.shape)}"
+            f"the mask, True where a pixel is known, has the shape of x without its first axis, "
+            f"{tuple(x.shape[1:])}; got {tuple(mask.shape)}"
         )
     return mask.bool()
 
