@@ -704,21 +704,47 @@ def _say_distances(measured: "dict[int, dict[str, Distances]]") -> None:
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--half", is_flag=True, help="Keep the weights in float16, at half the size.")
-def export(run: Path, destination: Path, half: bool) -> None:
+@click.option("--hub", is_flag=True, help="Add a README.md as model hubs read it.")
+@click.option("--license", help="For --hub, such as mit.  [default: mit of ours, else unknown]")
+@click.option("--onnx", is_flag=True, help="Write the score as one ONNX file, and nothing else.")
+def export(
+    run: Path, destination: Path, half: bool, hub: bool, license: str | None, onnx: bool
+) -> None:
     """Copy a RUN to DESTINATION as it is shipped: the averaged weights, without training state.
 
+    RUN is a folder or a shipped name, DESTINATION a folder.
+
     \b
+    For a model hub, and for programs without PyTorch:
+        ncsn export runs/mnist-cpu-0 to_upload --hub --license mit
+        ncsn export mnist web --onnx
     How the network of the book came to where it is:
         ncsn export runs/mnist ncsn_core/models/mnist --half
     """
     import ncsn_core.checkpoints as checkpoints
+    from ncsn_core.files import write_atomically
+    from ncsn_core.hub import CARD, hub_card
+    from ncsn_core.onnx import export_onnx
+    from ncsn_core.pretrained import load, model
 
-    record = checkpoints.load(run)
+    here = (run / checkpoints.MANIFEST).is_file()  # before a shipped one of that name
+    record = model(checkpoints.load(run)) if here else load(run)
+    if onnx:
+        if half or hub:
+            raise NCSNError("--onnx writes float32 and one file; export once more for the others")
+        file = export_onnx(record, destination)
+        click.echo(f"{record.name}: {file.stat().st_size / 2**20:.1f} MiB in {file}")
+        return
     if destination.resolve() == record.folder.resolve():
         raise NCSNError("a run cannot be exported onto itself: it would lose its training state")
+    card, page = destination / CARD, hub_card(record, license=license, half=half) if hub else ""
+    if hub and card.exists() and card.read_text(encoding="utf-8") != page:
+        raise NCSNError(f"{card} is there and may be yours: move it away, and export again")
     exported = checkpoints.export(record, destination, half=half)
+    if hub:
+        write_atomically(card, page.encode())
     size = sum(f["bytes"] for f in exported.manifest["files"].values())
     click.echo(f"{record.name}: {size / 2**20:.1f} MiB in {destination}")
 
@@ -730,6 +756,19 @@ def export(run: Path, destination: Path, half: bool) -> None:
 @click.option("--image-size", type=int, help="In pixels.  [default: the preset's]")
 @click.option("--sigma-max", type=float, help="Largest noise.  [default: the preset's]")
 @click.option("--sigma-min", type=float, help="Smallest noise.  [default: the preset's]")
+@click.option(
+    "--input-range",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Of the images that the network was given; noise is meant in its units.  [default: 0 1]",
+)
+@click.option(
+    "--rescaled",
+    is_flag=True,
+    help="The first convolution saw these images as they are, and not 2x − 1: what the authors' "
+    "later code does with `rescaled: true`.  The range is then -1 1 unless given.",
+)
 def convert(
     source: Path,
     destination: Path,
@@ -737,10 +776,13 @@ def convert(
     image_size: int | None,
     sigma_max: float | None,
     sigma_min: float | None,
+    input_range: tuple[float, float] | None,
+    rescaled: bool,
 ) -> None:
     """Make a checkpoint of the authors' public code, SOURCE, one of ours, in DESTINATION.
 
     The file tells the network's width and its number of noise levels; the preset tells the rest.
+    Averaged weights are taken where the file has them.  A safetensors file with their names works.
     Their step of 2e-5 is --epsilon 4e-5 here.
 
     \b
@@ -757,9 +799,20 @@ def convert(
         image_size=image_size,
         sigma_max=sigma_max,
         sigma_min=sigma_min,
+        input_range=input_range,
+        rescaled=rescaled,
     )
     channels, levels = record.config["channels"], record.config["levels"]
     click.echo(f"{channels} channels, {levels} noise levels, in {destination}")
+    origin, step = record.provenance["converted_from"], record.manifest["step"]
+    if "weights" in origin:
+        kind = "averaged weights" if origin["averaged"] else "weights"
+        click.echo(f"the {kind}, which the file has at {origin['weights']!r}, were taken")
+    if step is not None:
+        click.echo(f"after {step:,} steps")
+    if "input_range" in origin:
+        largest, smallest = record.config["sigma_max"], record.config["sigma_min"]
+        click.echo(f"noise from {largest:g} to {smallest:g}, of pixels in [0, 1]")
 
 
 @cli.command()

@@ -1,11 +1,13 @@
 """Configurations: a preset names the data set and network, a profile the budget."""
 
+import ast
+import json
 import math
 import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
@@ -179,6 +181,52 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def typed(kind: Any, **parameter: Any) -> Any:
+    """A parameter of a notebook as its kind, also where it came as text.
+
+    papermill passes `-p overrides '{"steps": 5}'`, and `-r` everything, as text.
+
+    Args:
+        kind: `int`, `float`, `bool`, `str`, `dict` or `list`, or one of them `| None`.
+        parameter: its name and value, as in `typed(float | None, minutes=minutes)`.
+
+    Raises:
+        ValueError: when it is none; the message names it.
+    """
+    ((name, value),) = parameter.items()
+    plain, *optional = get_args(kind) or (kind,)
+    if isinstance(value, str) and (plain is not str or (optional and value in NOTHING)):
+        for reader in (ast.literal_eval, json.loads):  # as Python writes it, as JSON does
+            try:
+                value = reader(value.strip())
+                break
+            except (ValueError, SyntaxError):
+                continue
+        value = None if optional and value in NOTHING else value
+    if plain is int and isinstance(value, float) and value.is_integer():  # 1e3
+        value = int(value)
+    nothing = bool(optional) and value is None
+    if plain in (dict, list, str):
+        fits = nothing or isinstance(value, plain)
+    else:
+        fits = nothing or (value is not None and _fits(value, plain))
+    if not fits:
+        ending = " or None" if optional else ""
+        raise ValueError(f"{name} must be {KINDS[plain]}{ending}; got {value!r}")
+    return value
+
+
+NOTHING = ("None", "none", "null", "")
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    bool: "True or False",
+    dict: 'settings, such as {"steps": 20000}',
+    list: 'a list, such as ["a", "b"]',
+}
 
 
 def _fits(value: object, kind: Any) -> bool:

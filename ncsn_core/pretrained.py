@@ -131,14 +131,33 @@ def load(name_or_path: str | Path) -> Model:
     Its tensors are verified when they are read.
 
     Raises:
-        UnknownNameError: when there is no such record; the message lists the shipped ones.
+        UnknownNameError: when there is no such record; the message lists the shipped NCSNs.
+        NCSNError: for a file; the message says what to do with it.
         CorruptFileError: when the manifest cannot be read.
     """
-    for folder in (MODELS / name_or_path, Path(name_or_path)):
+    given = Path(name_or_path)
+    for folder in (MODELS / given, given):
         if (folder / MANIFEST).is_file():
             return model(checkpoints.load(folder))
+    if given.is_file():
+        raise NCSNError(_not_a_folder(given))
+    inside = sorted(p.parent.name for p in given.glob(f"*/{MANIFEST}")) if given.is_dir() else []
+    hint = f"; the folder holds {', '.join(inside)}: name one of them with it" if inside else ""
     raise UnknownNameError(
-        "checkpoint", name_or_path, available(), "A folder that holds a manifest.json works too"
+        "checkpoint",
+        name_or_path,
+        available("ncsn"),
+        f"A folder that holds a {MANIFEST} works too{hint}",
+    )
+
+
+def _not_a_folder(file: Path) -> str:
+    """What to do with a file that was given in the place of a folder."""
+    if (file.parent / MANIFEST).is_file():
+        return f"{file} is a part of a checkpoint: name its folder, {file.parent}"
+    return (
+        f"{file} is a single file, and a checkpoint is a folder: one of the authors' code is made "
+        f"ours first, by ncsn convert {file} FOLDER --preset NAME"
     )
 
 

@@ -44,6 +44,34 @@ def objective(config: TrainingConfig) -> Callable[..., Tensor]:
     return partial(denoising_score_matching, weight=weight)
 
 
+def check_start(config: TrainingConfig, record: Record | None) -> None:
+    """See that a run can start from the weights of a record, if one is given.
+
+    Raises:
+        NCSNError: when it is no NCSN, or its network has other sizes or other inputs.
+    """
+    if record is None:
+        return
+    if record.kind != "ncsn":
+        raise NCSNError(f"a run cannot start from {record.name!r}, a {record.kind} and no NCSN")
+    if "input_range" in record.config:
+        raise NCSNError(
+            f"a run cannot start from {record.name!r}, which was converted from a network of "
+            f"pixels in another range than [0, 1]: it can be sampled and evaluated"
+        )
+    wanted = config.to_dict()
+    names = ("channels", "image_channels", "levels", "conditional", "keep_means", "normalize")
+    theirs = {name: record.config.get(name, True) for name in names}  # the flags' default
+    differ = [name for name in names if theirs[name] != wanted[name]]
+    if differ:
+        those = ", ".join(f"{name} {theirs[name]}" for name in differ)
+        these = ", ".join(f"{name} {wanted[name]}" for name in differ)
+        raise NCSNError(
+            f"a run cannot start from {record.name!r}: that network has {those} and this one "
+            f"{these}. Give this run the same settings, or another start"
+        )
+
+
 class Run:
     """A run in memory: score, optimizer, moving average, step and losses.
 

@@ -30,7 +30,7 @@ from ncsn_core.networks.build import new_score
 from ncsn_core.pretrained import Model, model
 from ncsn_core.provenance import tensor_sha256
 from ncsn_core.randomness import normal_like
-from ncsn_core.run import PLANNED, Run
+from ncsn_core.run import PLANNED, Run, check_start
 from ncsn_core.schedules import draw_levels, draw_log_uniform
 
 
@@ -83,9 +83,9 @@ def train(
     Raises:
         NCSNError: when `folder` holds a run that differs in more than these or began from others
             than `start_from`, an exported one, or no run and other files, or another process is
-            training there; when the device is not here; when the data is missing; when the
-            batch cannot be divided among the processes or one of them is gone; when a checkpoint
-            cannot be written.
+            training there; when `start_from` has other sizes; when the device is not here; when
+            the data is missing; when the batch cannot be divided among the processes or one of
+            them is gone; when a checkpoint cannot be written.
         NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
         KeyboardInterrupt: after finishing and saving the step that was under way.
     """
@@ -97,6 +97,7 @@ def train(
     previous = previous_run(config, folder)
     if previous is not None and _is_finished(previous, config, start_from):
         return model(previous)
+    check_start(config, start_from)
     before = {} if previous is None else previous.sessions[-1]
     calls = 0 if config.differentiates_twice else config.steps
     chosen = choose(device, precision, compile, before, calls)

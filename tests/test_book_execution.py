@@ -325,6 +325,45 @@ def test_parameters_are_what_their_cell_assigns(root):
     assert defaults(root / CHAPTER) == {"steps": 3, "name": "x", "folder": None, "nothing": None}
 
 
+def as_colab_saves_it(path, minor):
+    """The notebook without ids, of version 4.`minor`, with Colab's own marks in it."""
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        cell.pop("id")
+        cell["metadata"]["id"] = "Xy_1"
+    notebook["metadata"]["colab"] = {"provenance": []}
+    path.write_text(json.dumps(notebook | {"nbformat_minor": minor}))
+
+
+@pytest.mark.parametrize("minor", [0, 4, 5])
+def test_a_cell_without_an_id_gets_the_same_at_every_reading(root, minor):
+    as_colab_saves_it(root / CHAPTER, minor)
+    found = read(root / CHAPTER)
+    nbformat.validate(found)
+    assert read(root / CHAPTER) == found
+
+
+@pytest.mark.slow
+def test_a_chapter_that_colab_has_saved_settles_after_one_refresh(root):
+    as_colab_saves_it(root / CHAPTER, 0)
+    execution.execute(root, CHAPTER, report=print)
+    execution.refresh(root, CHAPTER)
+    before = (root / CHAPTER).read_bytes()
+    assert not execution.refresh(root, CHAPTER)
+    assert execution.execute(root, CHAPTER, report=print).cached
+    assert (root / CHAPTER).read_bytes() == before
+
+
+def test_cells_of_one_id_get_ids_of_their_own(root):
+    notebook = json.loads((root / CHAPTER).read_text())
+    for cell in notebook["cells"]:
+        cell["id"] = "same"
+    (root / CHAPTER).write_text(json.dumps(notebook))
+    ids = [cell.id for cell in read(root / CHAPTER).cells]
+    assert len(set(ids)) == len(ids) > 1
+    assert ids == [cell.id for cell in read(root / CHAPTER).cells]
+
+
 def test_a_notebook_of_an_older_format_gets_ids_for_its_cells(root):
     old = json.loads((root / CHAPTER).read_text()) | {"nbformat_minor": 4}
     for cell in old["cells"]:

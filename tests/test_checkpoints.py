@@ -402,8 +402,24 @@ def test_an_unknown_checkpoint_lists_the_shipped_ones(name):
         pretrained.load(name)
     message = str(caught.value)
     assert f"unknown checkpoint '{name}'; known: " in message
-    assert all(shipped in message for shipped in pretrained.available())
+    assert all(shipped in message for shipped in pretrained.available("ncsn"))
+    assert not any(other in message for other in pretrained.available("classifier"))
     assert "manifest.json" in message
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_told_what_to_do_with(tmp_path, record):
+    single = tmp_path / "checkpoint.pth"
+    single.write_bytes(b"")
+    with pytest.raises(NCSNError, match=r"checkpoint.pth is a single file.*by ncsn convert "):
+        pretrained.load(single)
+    for part in record.folder.iterdir():
+        with pytest.raises(NCSNError, match=f"name its folder, {record.folder}$"):
+            pretrained.load(part)
+
+
+def test_a_folder_of_checkpoints_lists_them(record):
+    with pytest.raises(UnknownNameError, match=f"the folder holds .*{record.name}.*: name one"):
+        pretrained.load(record.folder.parent)
 
 
 def test_an_unknown_part_lists_the_parts(record):

@@ -13,6 +13,7 @@ from ncsn_core.config import (
     presets,
     profiles,
     read_yaml,
+    typed,
 )
 from ncsn_core.data import DATASETS
 from ncsn_core.errors import UnknownNameError
@@ -188,3 +189,59 @@ def test_a_configuration_cannot_be_changed():
 def test_numbers_are_read_as_people_write_them(text, value):
     found = read_yaml(f"setting: {text}")["setting"]
     assert (found, type(found)) == (value, type(value))
+
+
+# --- parameters of notebooks --------------------------------------------------------------------
+
+
+JSON = {"steps": 5, "flip": True, "learning_rate": 1e-4, "train_images": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        (dict, '{"steps": 5, "flip": true, "learning_rate": 1e-4, "train_images": null}', JSON),
+        (dict, "{'steps': 5, 'flip': True, 'learning_rate': 1e-4, 'train_images': None}", JSON),
+        (dict | None, "None", None),
+        (dict | None, None, None),
+        (list | None, '["ncsn", "energy"]', ["ncsn", "energy"]),
+        (float | None, "5", 5),
+        (float | None, "2.5", 2.5),
+        (float | None, "null", None),
+        (float, "1e-4", 1e-4),
+        (int, "3", 3),
+        (int | None, 1000.0, 1000),
+        (int | None, "1e3", 1000),
+        (bool, "false", False),
+        (bool, "True", True),
+        (str | None, "None", None),
+        (str | None, "a/folder", "a/folder"),
+        (str | None, "5", "5"),
+        (str, "None", "None"),
+    ],
+)
+def test_a_parameter_that_came_as_text_is_read(kind, given, expected):
+    found = typed(kind, name=given)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "says"),
+    [
+        (dict, "steps=5", r"name must be settings, such as {\"steps\": 20000}; got 'steps=5'"),
+        (dict, None, "name must be settings"),
+        (dict | None, [5], "name must be settings, .* or None; got"),
+        (float | None, "soon", "name must be a number or None; got 'soon'"),
+        (float, True, "name must be a number; got True"),
+        (int, 2.5, "name must be a whole number; got 2.5"),
+        (int, "None", "name must be a whole number; got None"),
+        (bool, "maybe", "name must be True or False; got 'maybe'"),
+        (bool, 1, "name must be True or False; got 1"),
+        (str | None, 5, "name must be a word or None; got 5"),
+        (list | None, "ncsn", "name must be a list, .* or None; got 'ncsn'"),
+    ],
+)
+def test_a_parameter_that_is_none_of_its_kind_is_refused_by_name(kind, given, says):
+    with pytest.raises(ValueError, match=says):
+        typed(kind, name=given)

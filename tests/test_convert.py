@@ -1,18 +1,21 @@
 """Checkpoints of the authors' code: the same outputs from our network, and clear refusals."""
 
+import argparse
 import hashlib
 import io
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from plain import CondRefineNetDilated
+from safetensors.torch import save_file
 from torch import nn
 from weights import randomized, relative_error
 
 from ncsn_core import checkpoints, pretrained
-from ncsn_core.convert import convert, from_authors, read_state
+from ncsn_core.convert import convert, from_authors, read_checkpoint, read_state
 from ncsn_core.errors import CorruptFileError, NCSNError
 
 # How `torch.save` wrote in 2019, and how it writes now.
@@ -155,10 +158,201 @@ def test_the_record_says_what_is_known_and_no_more(tmp_path, checkpoint):
 
 def test_sizes_and_noise_may_differ_from_the_presets(tmp_path, checkpoint):
     record = convert(
-        checkpoint, tmp_path / "ours", "mnist", image_size=32, sigma_max=2.0, sigma_min=0.5
+        checkpoint, tmp_path / "ours", "mnist", image_size=14, sigma_max=2.0, sigma_min=0.5
     )
     assert record.sigmas.tolist() == pytest.approx([2.0, 1.0, 0.5])
-    assert record.score()(torch.rand(1, 1, 32, 32), torch.tensor([2.0])).shape == (1, 1, 32, 32)
+    assert record.score()(torch.rand(1, 1, 14, 14), torch.tensor([2.0])).shape == (1, 1, 14, 14)
+
+
+@pytest.mark.parametrize(("preset", "size"), [("mnist", 32), ("cifar10", 64), ("celeba", 142)])
+def test_a_size_that_could_never_be_evaluated_is_refused(tmp_path, preset, size):
+    channels = 1 if preset == "mnist" else 3
+    source = authors_file(tmp_path / "checkpoint.pth", CondRefineNetDilated(2, channels, 3))
+    with pytest.raises(ValueError, match=f"of {size} × {size} pixels could never be compared with"):
+        convert(source, tmp_path / "ours", preset, image_size=size)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_faces_of_64_pixels_are_cropped_at_their_size(tmp_path, monkeypatch):
+    """ncsnv2's `ncsn_original.yml`: what is converted at 64 can be compared at 64."""
+    from PIL import Image
+    from torchvision import datasets
+
+    from ncsn_core.data import load_images
+
+    source = authors_file(tmp_path / "checkpoint.pth", CondRefineNetDilated(2, 3, 3))
+    record = convert(source, tmp_path / "ours", "celeba", image_size=64)
+    photograph = Image.new("RGB", (178, 218), "red")
+    monkeypatch.setattr(datasets, "CelebA", lambda *a, **k: [(photograph, None)] * 3)
+    sizes = [load_images("celeba", size=size).shape for size in (record.config["image_size"], 16)]
+    assert sizes == [(3, 3, 64, 64), (3, 3, 16, 16)]
+
+
+# --- whatever is around it ----------------------------------------------------------------------
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "number", [5000, np.int64(5000), np.float32(5000), torch.tensor(5000), np.uint16(5000)]
+)
+def test_of_the_authors_later_list_the_averaged_weights_and_the_step_are_taken(
+    tmp_path, reference, zipped, number
+):
+    raw = {f"module.{k}": t for k, t in CondRefineNetDilated(4, 1, 3).state_dict().items()}
+    states = [raw, {"state": {}}, 7, number, dict(reference.state_dict())]
+    source = tmp_path / "checkpoint.pth"
+    source.write_bytes(serialized(states, zipped))
+    record = convert(source, tmp_path / "ours", "mnist")
+    assert torch.equal(record.tensors()["end.bias"], reference.state_dict()["end_conv.bias"])
+    assert record.manifest["step"] == 5000
+    origin = record.provenance["converted_from"]
+    assert (origin["weights"], origin["averaged"]) == ("4", True)
+
+
+@pytest.mark.parametrize("rest", [[], [{}]], ids=["four", "empty"])
+def test_of_their_later_list_without_an_average_the_step_is_taken(reference, rest):
+    state = dict(reference.state_dict())
+    found = read_checkpoint(serialized([state, {"state": {}}, 7, 5000, *rest]), "x.pth")
+    assert (found.step, found.averaged, found.place) == (5000, False, "")
+    assert torch.equal(found.state["end_conv.bias"], state["end_conv.bias"])
+
+
+def test_a_pickle_that_holds_itself_is_read_once(reference):
+    content = {"model": dict(reference.state_dict())}
+    content["self"] = content
+    assert read_checkpoint(serialized(content), "x.pth").state.keys() == content["model"].keys()
+
+
+def wrapped(state, prefix="", inner=""):
+    return {prefix + k.replace("res1.0.", f"res1.0.{inner}"): t for k, t in state.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "score._orig_mod."],
+)
+def test_prefixes_of_wrappers_are_taken_off(reference, prefix):
+    state = reference.state_dict()
+    for inner in ("", "_orig_mod.", "module."):
+        found = read_state(serialized(wrapped(state, prefix, inner)), "x.pth")
+        assert found.keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("around", "place", "averaged"),
+    [
+        (lambda new, old: {"state_dict": new}, "state_dict", False),
+        (lambda new, old: {"model_state_dict": new, "step": 9}, "model_state_dict", False),
+        (lambda new, old: {"model": old, "ema": new}, "ema", True),
+        (lambda new, old: {"ema": {"decay": 0.9, "shadow": new}, "model": old}, "ema/shadow", True),
+        (lambda new, old: {"net": {"model": old, "model_ema": new}}, "net/model_ema", True),
+        (
+            lambda new, old: {"state_dict": wrapped(old, "net.") | wrapped(new, "net_ema.")},
+            "state_dict/net_ema",
+            True,
+        ),
+        (
+            lambda new, old: {"model": old, "ema": {"shadow_params": list(new.values())}},
+            "ema/shadow_params",
+            True,
+        ),
+        (
+            lambda new, old: wrapped(new, "module.") | {"n_averaged": torch.tensor(3)},
+            "averaged",
+            True,
+        ),
+    ],
+)
+def test_a_network_is_found_in_dictionaries_and_the_averaged_one_preferred(
+    reference, around, place, averaged
+):
+    """`ema`, `shadow` and their like; an average without names is in the network's own order."""
+    new, old = reference.state_dict(), CondRefineNetDilated(4, 1, 3).state_dict()
+    found = read_checkpoint(serialized(around(dict(new), dict(old))), "x.pth")
+    assert (found.place, found.averaged) == (place, averaged)
+    assert found.state.keys() == new.keys()
+    assert all(torch.equal(found.state[name], new[name]) for name in new)
+
+
+def test_numbers_of_numpy_and_settings_beside_the_tensors_are_no_obstacle(reference):
+    beside = {
+        "fid": np.float64(25.3),
+        "flag": np.bool_(True),
+        "losses": np.arange(3.0),
+        "names": np.array(["a", None], dtype=object),
+        "args": argparse.Namespace(lr=1e-3),
+        "global_step": np.int32(12),
+    }
+    found = read_checkpoint(serialized({"model": reference.state_dict(), **beside}), "x.pth")
+    assert found.step == 12
+    assert found.state.keys() == reference.state_dict().keys()
+
+
+def test_a_forged_number_of_numpy_is_not_read_by_numpy(reference):
+    """NumPy's own reader takes eight bytes for the address of an object, and follows it."""
+
+    class Forged:
+        def __reduce__(self):
+            scalar = np.float64(0).__reduce__()[0]
+            return scalar, (np.dtype("O"), b"\1" * 8)
+
+    content = {"model": reference.state_dict(), "step": Forged()}
+    assert read_checkpoint(serialized(content), "x.pth").step is None
+
+
+def test_a_safetensors_file_of_their_tensors_is_read(tmp_path, reference):
+    source = tmp_path / "model.safetensors"
+    save_file(wrapped(reference.state_dict(), "module."), source)
+    record = convert(source, tmp_path / "ours", "mnist")
+    assert torch.equal(record.tensors()["end.bias"], reference.state_dict()["end_conv.bias"])
+    with pytest.raises(CorruptFileError, match="'cut' is a truncated safetensors file"):
+        read_state(source.read_bytes()[:-5], "cut")
+    ours = next(record.folder.glob("*.safetensors"))
+    with pytest.raises(CorruptFileError, match="is a network of ours already: name the folder"):
+        convert(ours, tmp_path / "again", "mnist")
+
+
+# --- inputs in other ranges ---------------------------------------------------------------------
+
+
+class Rescaled(CondRefineNetDilated):
+    """Of ncsnv2 under `rescaled: true`: the first convolution sees the images as they are."""
+
+    def forward(self, x, y):
+        return super().forward((x + 1) / 2, y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "low", "high"),
+    [
+        (CondRefineNetDilated, {"input_range": (-1.0, 1.0)}, -1, 1),
+        (CondRefineNetDilated, {"input_range": (0.0, 255.0)}, 0, 255),
+        (CondRefineNetDilated, {"input_range": (-0.5, 0.5)}, -0.5, 0.5),
+        (Rescaled, {"rescaled": True}, -1, 1),
+        (Rescaled, {"rescaled": True, "input_range": (0.0, 1.0)}, 0, 1),
+    ],
+)
+def test_a_network_of_another_input_range_gives_the_score_of_pixels_in_0_1(
+    tmp_path, kind, options, low, high
+):
+    """Of y = a + (b − a) x: σ_x = σ_y / (b − a), and s_x(x, σ_x) = (b − a) s_y(y, σ_y)."""
+    reference = randomized(kind(4, 1, 3))
+    source = authors_file(tmp_path / "checkpoint.pth", reference)
+    sigma = {"sigma_max": 2.0 * (high - low), "sigma_min": 0.5 * (high - low)}
+    record = convert(source, tmp_path / "ours", "mnist", **sigma, **options)
+    assert record.sigmas.tolist() == pytest.approx([2.0, 1.0, 0.5])
+    x = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        expected = (high - low) * reference(low + (high - low) * x, torch.arange(3))
+        got = pretrained.load(record.folder).score()(x, record.sigmas)
+    assert relative_error(got, expected) < 1e-5
+    assert ("input_range" in record.config) == (low != -1 or kind is CondRefineNetDilated)
+
+
+@pytest.mark.parametrize("wrong", [(1.0, 1.0), (1.0, -1.0), (0.0, float("nan"))])
+def test_a_range_that_is_none_is_refused(tmp_path, checkpoint, wrong):
+    with pytest.raises(ValueError, match="an input range goes from a smaller to a larger number"):
+        convert(checkpoint, tmp_path / "ours", "mnist", input_range=wrong)
 
 
 def test_training_can_start_from_a_converted_checkpoint(
@@ -318,6 +512,19 @@ def test_convert_and_sample_on_the_command_line(ncsn, tmp_path):
     assert code == 0, err
     with Image.open(image_file) as image:
         assert image.size == (2 * 10 + 2, 2 * 10 + 2)
+
+
+def test_the_command_says_what_it_took_and_in_which_units(ncsn, tmp_path, reference):
+    source, ours = tmp_path / "checkpoint.pth", tmp_path / "ours"
+    state = reference.state_dict()
+    source.write_bytes(serialized([state, {}, 1, 1200, dict(state)]))
+    code, out, err = ncsn("convert", source, ours, "--preset", "mnist", "--input-range", -1, 1)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1:] == [
+        "the averaged weights, which the file has at '4', were taken",
+        "after 1,200 steps",
+        "noise from 0.5 to 0.005, of pixels in [0, 1]",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -474,6 +474,36 @@ def test_an_exported_network_is_not_trained_on_and_the_way_out_is_told(
     assert again.provenance["started_from"]["weights_sha256"] == record.weights_sha256
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"channels": 3}, "that network has channels 2 and this one channels 3"),
+        ({"levels": 5}, "that network has levels 10 and this one levels 5"),
+        ({"keep_means": False}, "has keep_means True and this one keep_means False"),
+        ({"conditional": False}, "has conditional True and this one conditional False"),
+    ],
+)
+def test_a_start_of_other_sizes_is_refused_before_anything_is_computed(
+    run_training, tiny_config, tmp_path, uninterrupted, monkeypatch, changes, says
+):
+    monkeypatch.setattr(training, "choose", lambda *a: pytest.fail("something was computed"))
+    with pytest.raises(NCSNError, match=says):
+        run_training(tiny_config(**changes), tmp_path / "run", start_from=uninterrupted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_starts_from_a_classifier_or_from_pixels_of_another_range(
+    run_training, tiny_config, tmp_path, uninterrupted
+):
+    classifier = checkpoints.Record(tmp_path, uninterrupted.manifest | {"kind": "classifier"})
+    with pytest.raises(NCSNError, match="a classifier and no NCSN"):
+        run_training(tiny_config(), tmp_path / "run", start_from=classifier)
+    config = uninterrupted.config | {"input_range": [-1.0, 1.0]}
+    other = checkpoints.Record(tmp_path, uninterrupted.manifest | {"config": config})
+    with pytest.raises(NCSNError, match=r"of pixels in another range than \[0, 1\]"):
+        run_training(tiny_config(), tmp_path / "run", start_from=other)
+
+
 def test_a_damaged_checkpoint_is_not_resumed(run_training, tiny_config, tmp_path):
     folder = tmp_path / "run"
     record = run_training(tiny_config(), folder, minutes=0.0)

@@ -26,6 +26,8 @@ from ncsn_core.randomness import generator_for
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "celeba")
 SPLITS = ("train", "test")
 CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+SIZES = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32, "celeba": 32}  # of the stored images
+FACE = 140  # pixels of the square that is cut out of a photograph of CelebA
 
 # SHA-256 of the uncompressed originals (LeCun, Cortes and Burges; CC BY-SA 3.0).
 MNIST_FILES = {
@@ -68,7 +70,7 @@ def load_images(
     Args:
         name: one of `DATASETS`, or the path of images of one's own: `read_images` reads them and
             `OwnImages.split` divides them.  CelebA is cropped to its central 140×140 and resized to
-            32×32, as in the paper.
+            32×32, as in the paper, or to a larger `size`.
         split: "train" or "test".
         device: where the tensor goes.
         root: folder to look in; `data_root()` when not given.  MNIST needs none.
@@ -86,8 +88,8 @@ def load_images(
     if name not in DATASETS and split in SPLITS and Path(name).exists():
         from ncsn_core.data.own import read_images
 
-        return read_images(name, size=size).split()[SPLITS.index(split)].to(device)
-    images = _load(name, split, root, download)[0]
+        return read_images(name, size=size).split()[SPLITS.index(split)].to(pick_device(device))
+    images = _load(name, split, root, download, size)[0]
     return (images if size is None else block_average(images, size)).to(pick_device(device))
 
 
@@ -110,7 +112,7 @@ def load_labels(
 
 
 def _load(
-    name: str, split: str, root: Path | str | None, download: bool
+    name: str, split: str, root: Path | str | None, download: bool, size: int | None = None
 ) -> tuple[Images, Int[Tensor, " count"] | None]:
     if name not in DATASETS:
         hint = "For images of your own, name their folder or file (--images, images=)"
@@ -121,7 +123,7 @@ def _load(
         return _mnist(split)
     folder = data_root() if root is None else Path(root)
     try:
-        return _torchvision(name, split, folder, download)
+        return _torchvision(name, split, folder, download, size)
     except NCSNError:
         raise
     except Exception as error:  # gdown's are no RuntimeErrors; a damaged file has any
@@ -143,7 +145,7 @@ def _mnist(split: str) -> tuple[Images, Int[Tensor, " count"]]:
 
 
 def _torchvision(
-    name: str, split: str, folder: Path, download: bool
+    name: str, split: str, folder: Path, download: bool, size: int | None
 ) -> tuple[Images, Int[Tensor, " count"] | None]:
     from torchvision import datasets
     from torchvision.transforms import functional as transforms
@@ -166,9 +168,10 @@ def _torchvision(
         )
     celeba = datasets.CelebA(folder, split=split, target_type=[], download=download)
     images = []
+    side = max(SIZES[name], min(size or 0, FACE))
     for i in tqdm(range(len(celeba)), desc="cropping CelebA", unit="image"):
-        face = transforms.center_crop(celeba[i][0], [140, 140])
-        images.append(transforms.pil_to_tensor(transforms.resize(face, [32, 32])))
+        face = transforms.center_crop(celeba[i][0], [FACE, FACE])
+        images.append(transforms.pil_to_tensor(transforms.resize(face, [side, side])))
     return torch.stack(images), None
 
 
@@ -190,6 +193,24 @@ def _where_to_put(name: str, folder: Path, download: bool, error: Exception) -> 
     said = " ".join(str(error).split())  # gdown's has lines
     advice = "" if download else ", or allow the download (--download, download=True)"
     return f"{name} {tried} ({said}). Put {place}{advice}. NCSN_DATA names another folder"
+
+
+def check_size(name: str, size: int) -> None:
+    """See that `load_images` gives images of a data set in a size, without loading them.
+
+    Raises:
+        ValueError: when it does not; the message says which sizes it has.
+    """
+    stored = SIZES.get(name, size)
+    if name == "celeba" and stored < size <= FACE:
+        return
+    if size < 1 or stored % size:
+        more = f", or more of them up to {FACE}" if name == "celeba" else ""
+        raise ValueError(
+            f"a network for images of {size} × {size} pixels could never be compared with "
+            f"{name}: its images have {stored} × {stored} here, or a divisor of that{more}. Name "
+            f"the size that it was trained at"
+        )
 
 
 def block_average(

@@ -20,6 +20,7 @@ def build_network(config: Mapping[str, Any]) -> RefineNet:
         config["levels"] if config.get("conditional", True) else 1,
         keep_means=config["keep_means"],
         normalize=config.get("normalize", True),
+        input_range=config.get("input_range", (0.0, 1.0)),
     )
 
 

@@ -9,7 +9,7 @@ normalized activations ("pre-activation"), so that a residual path is a plain su
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -339,6 +339,8 @@ class RefineNet(nn.Module):
         keep_means: see `ConditionalInstanceNormPlus`.
         normalize: False leaves every normalization out but for the scale and shift of its noise
             level; an ablation.
+        input_range: what 0 and 1 become before 2x − 1, for a network that was trained on pixels of
+            another range; see `ncsn_core.convert`.
 
     Raises:
         ValueError: for an odd or too small image, or fewer than two channels or one level.
@@ -353,9 +355,12 @@ class RefineNet(nn.Module):
         *,
         keep_means: bool = True,
         normalize: bool = True,
+        input_range: Sequence[float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
         keep_means = keep_means and normalize
+        low, high = input_range
+        self.scale, self.shift = 2.0 * (high - low), 2.0 * low - 1.0
         if channels < 2 or levels < 1 or image_channels < 1:
             raise ValueError(
                 f"a RefineNet needs channels >= 2, image_channels >= 1 and levels >= 1; "
@@ -421,7 +426,7 @@ class RefineNet(nn.Module):
         if len(x) == 0:
             return torch.zeros_like(x, dtype=torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            h = self.begin(2.0 * x.float() - 1.0)
+            h = self.begin(self.scale * x.float() + self.shift)
         if torch.is_autocast_enabled(x.device.type):
             h = h.to(torch.get_autocast_dtype(x.device.type))
 

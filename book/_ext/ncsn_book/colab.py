@@ -7,14 +7,13 @@ empty the site has no button that leads there, and its notebooks are those of th
 import re
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import urlparse
 
 import nbformat
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from ncsn_book.execution import read, to_bytes
+from ncsn_book.execution import BookError, read, to_bytes
 from ncsn_book.pages import shown
 
 SETUP_ID = "ncsn-setup"
@@ -41,10 +40,37 @@ DEVICE = re.compile(r'^device = "cpu"', re.MULTILINE)
 PICK = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
 
 
+ADDRESS = re.compile(
+    r"(?:(?:git\+)?(?:https?|ssh|git)://)?(?:[^@/\s]+@)?(?:www\.)?github\.com(?::\d+/|[:/])/*"
+    r"(?P<owner>[A-Za-z0-9-]+)/(?P<name>[\w.-]+?)(?:\.git)?/*",
+    re.IGNORECASE,
+)
+
+
+def repository_address(url: str) -> str:
+    """The web address of a GitHub repository, from any that browsers or git know it by.
+
+    Raises:
+        BookError: when it is none.
+    """
+    match = ADDRESS.fullmatch(url.strip())
+    if match is None:
+        raise BookError(
+            f"repository.url in _config.yml must be the address of a GitHub repository, such as "
+            f"https://github.com/OWNER/NAME, or empty; got {url!r}"
+        )
+    return f"https://github.com/{match['owner']}/{match['name']}"
+
+
 def site_address(repository: str) -> str:
-    """Where a GitHub repository shows its site, and the package's wheel beside it."""
-    owner, name = urlparse(repository).path.strip("/").split("/")
-    return f"https://{owner.lower()}.github.io/{name}/"
+    """Where a GitHub repository shows its site, and the package's wheel beside it.
+
+    Raises:
+        BookError: when it is the address of none.
+    """
+    owner, name = repository_address(repository).split("/")[-2:]
+    site = f"https://{owner.lower()}.github.io/"
+    return site if name.lower() == f"{owner.lower()}.github.io" else f"{site}{name}/"
 
 
 def configure(app: Sphinx, config: Config) -> None:
@@ -54,6 +80,7 @@ def configure(app: Sphinx, config: Config) -> None:
         config.ogp_site_url = site_address(options["repository_url"])
         config.html_theme_options = {
             **options,
+            "repository_url": repository_address(options["repository_url"]),
             "repository_branch": BRANCH,
             "path_to_docs": "_sources",
             "launch_buttons": {

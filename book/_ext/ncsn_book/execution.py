@@ -103,15 +103,26 @@ def _is_called(page: Path, name: str) -> bool:
 
 
 def read(path: Path) -> NotebookNode:
-    """The notebook at `path`, every cell with an id.
+    """The notebook at `path`, every cell with an id of its own.
+
+    A cell that comes without one, as Colab saves them, gets the same at every reading.
 
     Raises:
         BookError: when it is none.
     """
     try:
-        notebook: NotebookNode = nbformat.read(path, as_version=4)
-        return nbformat.v4.upgrade(notebook) if notebook.nbformat_minor < 5 else notebook
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, KeyError) as error:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["nbformat"] == 4:
+            seen: set[str] = set()
+            for position, cell in enumerate(raw["cells"]):
+                if "id" not in cell or cell["id"] in seen or raw["nbformat_minor"] < 5:
+                    content = [position, cell["cell_type"], "".join(cell["source"])]
+                    cell["id"] = _sha256(json.dumps(content))[:8]
+                seen.add(cell["id"])
+            raw["nbformat_minor"] = max(raw["nbformat_minor"], 5)
+        notebook: NotebookNode = nbformat.reads(json.dumps(raw), as_version=4)
+        return notebook
+    except (ValueError, TypeError, KeyError, nbformat.ValidationError) as error:
         raise BookError(f"{path} is not a notebook, or a damaged one: {error}") from error
 
 
