@@ -76,7 +76,12 @@ def later(checks: Checks | None = None) -> Iterator[None]:
 
 
 def check_finite(x: Tensor) -> None:
-    """Raise ValueError for a batch in which a number is not finite, naming the sample."""
+    """Raise ValueError unless a batch is of finite floats, naming the first sample that is not."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"data are a tensor of floats; got {kind}. ncsn_core.data.to_unit makes one of images"
+        )
 
     def error() -> ValueError:
         first = int((~torch.isfinite(x).flatten(1).all(1)).nonzero()[0, 0])
@@ -85,6 +90,50 @@ def check_finite(x: Tensor) -> None:
         )
 
     require(torch.isfinite(x).all(), error)
+
+
+DARKEST, BRIGHTEST, STRAYS = -0.25, 1.5, 1e-3
+"""Images in [0, 1] that carry noise have no pixel above, and at most this share of them below."""
+
+
+def check_unit_range(x: Tensor) -> None:
+    """Raise ValueError for floats that are plainly no images in [0, 1], saying how to convert."""
+    low, high = x.aminmax()
+
+    def error() -> ValueError:
+        least, most = float(low), float(high)
+        if not (math.isfinite(least) and math.isfinite(most)):
+            return ValueError("some pixels are NaN or infinite: leave those images out")
+        if least >= DARKEST:
+            how = f"divide by {255 if most <= 256 else 65535}"
+        elif least >= -1.01 and most <= 1.01:
+            how = "from [−1, 1] they get there by (x + 1) / 2"
+        else:
+            how = "undo their normalization, x · std + mean, or clip samples with clamp(0, 1)"
+        return ValueError(
+            f"floats are images in [0, 1], and these reach from {least:.3g} to {most:.3g}: {how}"
+        )
+
+    # NaN compares false, and aminmax hands it on.
+    require((high <= BRIGHTEST) & ((x < DARKEST).float().mean() <= STRAYS), error)
+
+
+def image_shape_of(score: object) -> tuple[int, ...] | None:
+    """The image that the network of a score takes, [channel, height, width]; None for others."""
+    return getattr(getattr(score, "network", None), "image_shape", None)
+
+
+def check_clean(score: object, x: Tensor) -> None:
+    """Raise ValueError unless clean data are finite floats, in [0, 1] for a network of images."""
+    check_finite(x)
+    shape = image_shape_of(score)
+    if shape is None or not x.numel():
+        return
+    if x.ndim != 4 or x.shape[1] != shape[0]:
+        raise ValueError(
+            f"this network takes images [count, {', '.join(map(str, shape))}]; got {list(x.shape)}"
+        )
+    check_unit_range(x)
 
 
 def check_shape(s: Tensor, x: Tensor) -> None:

@@ -3,16 +3,23 @@
 import ast
 import json
 import math
+import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
 from ncsn_core._types import Ladder
 from ncsn_core.errors import UnknownNameError
 from ncsn_core.schedules import geometric_ladder
+
+if TYPE_CHECKING:
+    from ncsn_core.data.own import OwnImages
+
+OWN = "own"
+"""The preset, and the data set, of images that somebody brings."""
 
 CHOICES = {
     "rate_schedule": ("constant", "cosine"),
@@ -27,7 +34,8 @@ class TrainingConfig:
 
     Attributes:
         preset, profile: where the values came from.
-        dataset: name for `ncsn_core.data.load_images`.
+        dataset: name for `ncsn_core.data.load_images`; of images that somebody brings the path, or
+            "own" when they have none.
         image_channels, image_size, channels, levels: see `ncsn_core.networks.RefineNet`.
         sigma_max, sigma_min: ends of the geometric ladder.
         keep_means: the "++" of the normalization.
@@ -248,9 +256,40 @@ def _describe(kind: Any) -> str:
     return f"{words[int if kind == int | None else float]} or null"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write numbers: 1e-4 is one without a point, 2e4 is whole, and 010 is ten."""
+
+    def power(self, node: yaml.ScalarNode) -> int | float:
+        value = float(node.value.replace("_", ""))
+        return int(value) if value.is_integer() else value
+
+    def whole(self, node: yaml.ScalarNode) -> int:
+        digits = node.value.replace("_", "")
+        decimal = re.fullmatch(r"[-+]?[0-9]+", digits)
+        return int(digits) if decimal else self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
+POWER = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+_Loader.add_constructor("!power", _Loader.power)
+_Loader.yaml_implicit_resolvers = {  # before YAML's own
+    first: [("!power", POWER), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*"-+.0123456789", *_Loader.yaml_implicit_resolvers}
+}
+
+
+def read_yaml(text: str) -> Any:
+    """The values in a text in YAML, where 1e-4 and 2E4 are numbers too.
+
+    Raises:
+        yaml.YAMLError: when it is no YAML.
+    """
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
 @cache
 def _read(name: str) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    return read_yaml((Path(__file__).parent / name).read_text(encoding="utf-8"))
 
 
 def presets() -> tuple[str, ...]:
@@ -266,12 +305,23 @@ def profiles() -> tuple[str, ...]:
 def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any) -> TrainingConfig:
     """The configuration of a preset under a profile; `overrides` replace single values.
 
+    A path in the place of the preset, of a folder of images or a file of arrays, gives that of
+    `config_for`: the images are read, at the size and with the channels of the overrides
+    `image_size` and `image_channels`.
+
     Raises:
         UnknownNameError: for an unknown preset, profile or override; the message lists the known.
         ValueError: for a value that does not fit.
+        NCSNError: for a path as `ncsn_core.data.read_images`.
     """
     if preset not in presets():
-        raise UnknownNameError("preset", preset, presets())
+        if not Path(preset).exists():
+            hint = "A folder of images, an .npz or an .npy file works too, and there is none here"
+            raise UnknownNameError("preset", preset, presets(), hint)
+        from ncsn_core.data.own import read_images
+
+        size, channels = overrides.get("image_size"), overrides.get("image_channels")
+        return config_for(read_images(preset, size=size, channels=channels), profile, **overrides)
     if profile not in profiles():
         raise UnknownNameError("profile", profile, profiles())
     known = [field.name for field in fields(TrainingConfig)]
@@ -294,6 +344,41 @@ def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any)
         if field.type in (float, float | None) and type(value) is int:
             values[field.name] = float(value)
     return TrainingConfig(**values)
+
+
+def config_for(found: "OwnImages", profile: str = "smoke", **overrides: Any) -> TrainingConfig:
+    """The configuration of a profile for images of one's own.
+
+    They decide the shape of the network's input, and a batch holds at most as many as there are to
+    train on.  Noise levels and width are the paper's for images of so many channels: made for some
+    thousand numbers an image; larger ones may need a larger `sigma_max` and more `levels`.
+
+    Args:
+        found: from `ncsn_core.data.read_images`.
+        profile, overrides: see `load_config`.
+
+    Raises:
+        UnknownNameError, ValueError: as `load_config`; for images that are not square or of an odd
+            size.
+    """
+    _, image_channels, height, width = found.images.shape
+    if height != width or height % 2 or height < 4:
+        raise ValueError(
+            f"the network takes square images of an even size, 4 × 4 or more; these have {height} "
+            f"× {width} pixels: crop and scale them, as in --size 32, image_size=32 or size=32"
+        )
+    theirs = {
+        "dataset": found.source,
+        "image_channels": image_channels,
+        "image_size": height,
+        "flip": False,
+    }
+    base = "mnist" if image_channels == 1 else "cifar10"
+    planned = replace(load_config(base, profile, **theirs | overrides), preset=OWN)
+    available = len(found.split()[0])
+    if "batch_size" in overrides or planned.batch_size <= available:
+        return planned
+    return replace(planned, batch_size=available)
 
 
 @dataclass(frozen=True, kw_only=True)

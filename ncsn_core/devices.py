@@ -12,22 +12,37 @@ import torch
 from torch import nn
 
 from ncsn_core.distributed import all_of, local_rank
-from ncsn_core.errors import NCSNError, UnknownNameError
+from ncsn_core.errors import NCSNError, NCSNWarning, UnknownNameError
 
 COMPILING_REPAYS = 1000  # training steps or evaluations of a batch; it takes half a minute
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
-def pick_device(device: str = "auto") -> torch.device:
+def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device to use: "auto" is the first GPU where there is one, else the CPU.
 
     Of several processes that a launcher started, each takes a GPU of its own.
+
+    Raises:
+        UnknownNameError: for what is no name of a device; the message lists the names.
+        NCSNError: for a device that is not here.
     """
-    if torch.cuda.is_available() and device in ("auto", "cuda"):
-        return torch.device("cuda", local_rank())
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = str(device).strip().lower().partition(":")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": 0}
+    here["mps"] = int(torch.backends.mps.is_available())
+    if kind == "auto" and not number:
+        kind = next(name for name in ("cuda", "mps", "cpu") if here[name])
+    elif kind not in here or (":" in str(device) and not number.isdecimal()):
+        known = ("auto", "cpu", "cuda", "cuda:1", "mps")
+        raise UnknownNameError("device", device, known, "A GPU of NVIDIA or AMD is 'cuda'")
+    if int(number or 0) >= here[kind]:
+        found = ", ".join(f"{name}:{i}" for name, n in here.items() for i in range(n))
+        raise NCSNError(
+            f"the device {str(device)!r} is not here; here are {found}. Choose one, or 'auto'"
+        )
+    if kind != "cuda":
+        return torch.device(kind)
+    return torch.device("cuda", int(number) if number else local_rank())
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -84,12 +99,19 @@ def can_compile(device: torch.device) -> bool:
 
 @functools.cache
 def _compiles(device: torch.device) -> bool:
-    """Whether a small function can be compiled; warns when it cannot."""
+    """Whether a normalization can be compiled, forth and back; warns when it cannot."""
+    x, rows = torch.zeros(2, 2, 4, 4, device=device), torch.zeros(2, 2, device=device)
     try:
-        torch.compile(torch.exp)(torch.zeros(2, device=device))
+        from ncsn_core.networks.refinenet import normalize
+
+        with torch.enable_grad():
+            y = normalize(x.requires_grad_(), rows, rows, rows, elu=True, compiled=True)
+            y.sum().backward()
     except Exception as error:  # whatever a compiler, its headers and its cache can do
         reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"going on without torch.compile, which fails here: {reason}", stacklevel=3)
+        warnings.warn(
+            f"going on without torch.compile, which fails here: {reason}", NCSNWarning, stacklevel=3
+        )
         return False
     return True
 
@@ -97,6 +119,20 @@ def _compiles(device: torch.device) -> bool:
 def worth_compiling(device: torch.device, calls: int) -> bool:
     """Whether to compile for so many calls of a network: where that works and repays itself."""
     return calls >= COMPILING_REPAYS and can_compile(device)
+
+
+def compilation(compile: bool | None, device: torch.device, calls: int) -> bool:
+    """Whether to compile: as asked, and None where that is `worth_compiling`.
+
+    Raises:
+        NCSNError: when it is asked for and does not work.
+    """
+    if compile and not can_compile(device):
+        raise NCSNError(
+            f"torch.compile does not work on this machine for the device {str(device)!r}. Leave "
+            f"out --compile (compile=True)"
+        )
+    return worth_compiling(device, calls) if compile is None else compile
 
 
 def preferred_autocast(device: torch.device) -> torch.dtype | None:
@@ -124,7 +160,8 @@ def choose(
         calls: how often a compiled network would be called; 0 where none can be.
 
     Raises:
-        NCSNError: when the device of the session before is not here and no other is named.
+        NCSNError: when the device of the session before is not here and no other is named; for a
+            device that is not here or compiling that does not work.
     """
     kind = before.get("device_type", "auto")  # not known of records of before there were sessions
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -138,6 +175,6 @@ def choose(
         precision = before.get("precision", "auto")
     if compile is None and "compiled" in before:
         compile = before["compiled"] and can_compile(target)
-    elif compile is None:
-        compile = worth_compiling(target, calls)
+    else:
+        compile = compilation(compile, target, calls)
     return Choice(target, pick_precision(precision, target), compile)

@@ -217,7 +217,7 @@ class Curve:
         """∇ log q_σ(x) = (E[γ(t) | x] − x)/σ²; ValueError for a σ below `smallest_sigma`."""
         exponents, variance, points = self._exponents(x, sigma)
         expected = exponents.softmax(-1) @ points
-        return ((expected - x) / variance.unsqueeze(1)).to(x)
+        return ((expected - x.cpu()) / variance.unsqueeze(1)).to(x)
 
     @functools.cached_property
     def _rule(self) -> tuple[Tensor, Tensor]:
@@ -229,9 +229,9 @@ class Curve:
 
     def _exponents(self, x: Points, sigma: Sigma) -> tuple[Tensor, Tensor, Tensor]:
         """Logarithms of the integral's terms [batch, nodes], σ² [batch] and the points."""
-        variance = _variance(sigma, x, 0.0, "Curve", least=self.smallest_sigma).double()
-        points, weights = (part.to(x.device) for part in self._rule)
-        wide = x.double()
+        # On the CPU: Apple's GPUs have no float64.
+        variance = _variance(sigma, x, 0.0, "Curve", least=self.smallest_sigma).cpu().double()
+        (points, weights), wide = self._rule, x.cpu().double()
         # Not torch.cdist: its gradient is wrong under vmap.
         squared = wide.square().sum(1, keepdim=True) - 2 * wide @ points.mT + points.square().sum(1)
         return weights.log() - 0.5 * squared / variance.unsqueeze(1), variance, points
@@ -324,10 +324,10 @@ class Checkerboard:
         """log q_σ(x) [batch], in nats; for σ = 0 it is −∞ outside the black squares."""
         if not isinstance(sigma, Tensor) and sigma == 0:
             return self._clean(x)
-        # float64, because the logarithms of tails differ in their last digits
-        width = _variance(sigma, x, 0.0, "Checkerboard").double().sqrt().reshape(-1, 1, 1)
-        edges = torch.linspace(-1, 1, self.squares + 1, dtype=torch.float64, device=x.device)
-        offset = edges - x.double().unsqueeze(-1)
+        # float64, because the logarithms of tails differ in their last digits; so on the CPU
+        width = _variance(sigma, x, 0.0, "Checkerboard").cpu().double().sqrt().reshape(-1, 1, 1)
+        edges = torch.linspace(-1, 1, self.squares + 1, dtype=torch.float64)
+        offset = edges - x.cpu().double().unsqueeze(-1)
         # log mass of N(x, σ²) in each column and each row: [batch, 2, squares]
         mass = _log_mass(offset[..., :-1] / width, offset[..., 1:] / width)
         shares = [

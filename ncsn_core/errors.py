@@ -28,5 +28,9 @@ class NonFiniteLossError(NCSNError, FloatingPointError):
     """A training loss became infinite or not-a-number."""
 
 
+class NCSNWarning(UserWarning):
+    """Something that goes on otherwise than asked; the command line prints it in one line."""
+
+
 class UnwritableError(NCSNError, OSError):
     """A file or folder that cannot be written: a full disk, a missing permission."""

@@ -1,17 +1,23 @@
 """Writing files so that a reader never finds half of one, and folders so that one process does."""
 
+import errno
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from ncsn_core.errors import NCSNError, UnwritableError
+from ncsn_core.errors import NCSNError, NCSNWarning, UnwritableError
 
 LOCK = ".lock"
+SOFT_LOCK = ".lock-soft"  # a lock by being there, where the file system has no others
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+GRACE = 3.0  # seconds in which a soft lock is found to be stale
 TEMPORARY = re.compile(r"\.ncsn-[0-9a-f]{8}\.tmp(\.\w+)?")
 
 
@@ -53,22 +59,35 @@ def exclusive(folder: Path, below: Iterable[Path] = ()) -> Iterator[None]:
     The operating system keeps the lock and takes it back from a process that ends, however it
     ends: nothing stale is left to be removed by hand.  Missing folders are made.
 
+    Some file systems of networks and clouds have no locks.  There a file `SOFT_LOCK` stands in for
+    one, and a warning says so.  That of a process of this machine that has ended is taken over.
+    Whether a process of another machine has ended cannot be seen from here: the error then names
+    the file to delete.
+
     Args:
         folder: what a killed process left here under a temporary name is removed.
         below: folders inside of it that are cleaned too, because nobody else writes there.
 
     Raises:
-        NCSNError: at once, when another process is writing there.
+        NCSNError: at once, when another process is writing there; without locks after `GRACE`.
         UnwritableError: when nobody can write there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
+        lock: BaseFileLock = FileLock(folder / LOCK)
+        if soft := not _has_locks(folder):
+            lock = SoftFileLock(folder / SOFT_LOCK)
+            warnings.warn(
+                f"the file system of {folder} has no locks: a file {SOFT_LOCK} stands in for one",
+                NCSNWarning,
+                stacklevel=3,
+            )
+        lock.acquire(timeout=GRACE if soft else 0, poll_interval=GRACE / 20)
     except Timeout as error:
+        holder = _holder(folder / SOFT_LOCK) if soft else ""
         raise NCSNError(
-            f"another process is writing into {folder}. Wait until it has finished, or choose "
-            f"another folder"
+            f"another process is writing into {folder}{holder}. Wait until it has finished, or "
+            f"choose another folder"
         ) from error
     except OSError as error:
         raise UnwritableError(f"{folder} cannot be written to: {error}") from error
@@ -78,6 +97,36 @@ def exclusive(folder: Path, below: Iterable[Path] = ()) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether the file system of a folder locks files; tried on a file that nobody else knows."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which always does
+        return True
+    path = temporary(folder / LOCK)
+    try:
+        with path.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _holder(soft_lock: Path) -> str:
+    """Who holds a soft lock, since when, and what to do when it is nobody any more."""
+    try:
+        who = soft_lock.read_text(encoding="utf-8").split()
+        since = datetime.fromtimestamp(soft_lock.stat().st_mtime).isoformat(" ", "minutes")
+    except (OSError, ValueError):  # it is gone, or not filelock's
+        return ""
+    name = f"process {who[0]} on {who[1].partition('?')[0]}" if len(who) > 1 else "it does not say"
+    return f" ({name}, since {since}; if that one has ended, delete {soft_lock})"
 
 
 def _clean(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ncsn_core._checks import check_finite, check_per_sample, shape_checked
+from ncsn_core._checks import check_clean, check_finite, check_per_sample, shape_checked
 from ncsn_core._types import Batch, Directions, NoiseConditional, PerSample, Score
 from ncsn_core.divergence import (
     MEMORY_LIMIT,
@@ -44,11 +44,11 @@ def _objective(loss: Loss) -> Loss:
 
 
 def _checked(loss: Loss) -> Loss:
-    """Look at the points, the σ and the shape of the score's answers, so that a loss need not."""
+    """Look at clean data, σ and the shape of the score's answers, so that a loss need not."""
 
     @functools.wraps(loss)
     def checked(score: NoiseConditional, x: Tensor, sigma: Tensor, **options: Any) -> Tensor:
-        check_finite(x)
+        check_clean(score, x)
         check_per_sample(torch.as_tensor(sigma), x)
         return loss(shape_checked(score), x, sigma, **options)
 
@@ -121,7 +121,8 @@ def sliced_score_matching(
 
     Raises:
         ValueError: for a σ that is not one positive number per sample, a count below 1, directions
-            of another shape, a point that is not finite, a score that changes the shape.
+            of another shape, a point that is not finite, a score that changes the shape; with
+            `sigma` and a network of images, data in another range than [0, 1].
     """
 
     def loss(score: Score, x: Tensor, v: Tensor) -> Tensor:
@@ -229,14 +230,14 @@ def denoising_score_matching(
 
     Raises:
         ValueError: for a σ that is not one positive number per sample, a point that is not finite,
-            a score that changes the shape.
+            a score that changes the shape; for a network of images, data in another range than
+            [0, 1].
     """
     z = normal_like(x, generator) if noise is None else noise
     column = per_sample(sigma, x)
     return weight(sigma) * _half_square(score(x + column * z, sigma) + z / column)
 
 
-@_checked
 def denoising_floor(score: NoiseConditional, x: Batch, sigma: PerSample) -> PerSample:
     """½ (D/σ² − ‖∇ log q_σ(x̃)‖²), whose mean over x̃ ~ q_σ is the least denoising loss there is.
 
@@ -250,8 +251,10 @@ def denoising_floor(score: NoiseConditional, x: Batch, sigma: PerSample) -> PerS
     Raises:
         ValueError: as for `denoising_score_matching`.
     """
+    check_finite(x)
+    check_per_sample(torch.as_tensor(sigma), x)
     dimension = math.prod(x.shape[1:])
-    return 0.5 * dimension / sigma**2 - _half_square(score(x, sigma))
+    return 0.5 * dimension / sigma**2 - _half_square(shape_checked(score)(x, sigma))
 
 
 def _answer(score: Score, x: Tensor) -> Tensor:
@@ -279,6 +282,7 @@ def _sliced(
     """The mean of a loss over directions v, at the data or, given σ, at the noised data."""
     at = shape_checked(score if sigma is None else lambda y: score(y, sigma))
     if sigma is not None:
+        check_clean(score, x)
         check_per_sample(torch.as_tensor(sigma), x)
         z = normal_like(x, generator) if noise is None else noise
         x = x + per_sample(sigma, x) * z

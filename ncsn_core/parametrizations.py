@@ -63,7 +63,7 @@ def score_from_noise(
 
         return score
 
-    log_sigmas = (1 / alphas_cumprod.double() - 1).log() / 2
+    log_sigmas = (1 / alphas_cumprod.cpu().double() - 1).log() / 2
     borders = ((log_sigmas[1:] + log_sigmas[:-1]) / 2).float()
 
     def score_of_steps(x: Tensor, sigma: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 import ncsn_core.checkpoints as checkpoints
 from ncsn_core._types import Ladder
 from ncsn_core.checkpoints import MANIFEST, Record
+from ncsn_core.devices import pick_device
 from ncsn_core.errors import CorruptFileError, NCSNError, UnknownNameError
 from ncsn_core.networks.build import build_network, build_score
 from ncsn_core.networks.score import NoiseConditionalScore
@@ -43,16 +44,17 @@ class Model(Record):
         """The trained score s_θ(x, σ) of an NCSN, in evaluation mode, with its averaged weights.
 
         Args:
-            device: where it goes.
+            device: where it goes, see `ncsn_core.devices.pick_device`.
             autocast: see `NoiseConditionalScore`.
             compile: compile the normalizations; repays itself over some hundred evaluations.  An
                 energy differentiates them in a way that cannot be compiled, and runs without.
 
         Raises:
-            NCSNError: when this record is no NCSN.
+            NCSNError: when this record is no NCSN, or the device not here.
             CorruptFileError: when the weights do not fit the configuration.
         """
         self._expect("ncsn")
+        target = pick_device(device)
         try:
             with torch.device("meta"):  # whatever the sizes are, nothing is allocated for them
                 network = build_network(self.config)
@@ -61,21 +63,21 @@ class Model(Record):
         self._fill(network)
         network.compile_normalizations(compile and self.config.get("parametrization") != "energy")
         score = build_score(self.config, network, self.sigmas, autocast=autocast)
-        return score.to(device).eval().requires_grad_(False)
+        return score.to(target).eval().requires_grad_(False)
 
     def classifier(self, device: torch.device | str = "cpu") -> "Classifier":
         """The trained classifier, in evaluation mode.
 
         Raises:
-            NCSNError: when this record is no classifier.
+            NCSNError: when this record is no classifier, or the device not here.
             CorruptFileError: when the weights do not fit.
         """
         from ncsn_core.metrics.classifier import Classifier
 
         self._expect("classifier")
-        network = Classifier()
+        target, network = pick_device(device), Classifier()
         self._fill(network)
-        return network.to(device).eval().requires_grad_(False)
+        return network.to(target).eval().requires_grad_(False)
 
     def bundle(self, name: str) -> Record:
         """Results that were measured with this checkpoint.

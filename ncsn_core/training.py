@@ -8,7 +8,7 @@ anywhere continues from its last checkpoint with the losses that it would have h
 import math
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,10 @@ import ncsn_core.checkpoints as checkpoints
 from ncsn_core._checks import later
 from ncsn_core._types import Ladder
 from ncsn_core.checkpoints import Record
-from ncsn_core.config import TrainingConfig
-from ncsn_core.data.datasets import batches, load_images
+from ncsn_core.config import OWN, TrainingConfig
+from ncsn_core.data.datasets import DATASETS, batches, load_images
+from ncsn_core.data.own import OwnImages, read_images
+from ncsn_core.data.pixels import AnyImages
 from ncsn_core.devices import choose
 from ncsn_core.distributed import fabric, local_rank_first
 from ncsn_core.divergence import projections
@@ -43,6 +45,7 @@ def train(
     download: bool = False,
     minutes: float | None = None,
     start_from: Record | None = None,
+    images: str | Path | AnyImages | OwnImages | None = None,
     progress: bool = True,
     prepare: Callable[[Run], None] | None = None,
 ) -> Model:
@@ -66,6 +69,10 @@ def train(
         minutes: stop after the first checkpoint beyond this many minutes, to be continued.
         start_from: a checkpoint whose weights a new run starts from, instead of random ones.  Which
             it was goes into the provenance.
+        images: train on these instead of a data set: a folder, a file, a tensor or an array, see
+            `ncsn_core.data.read_images`, at the configuration's size and channels.  A tenth of them
+            is held out, see `OwnImages.split`.  The configuration's `dataset` becomes their path,
+            or "own"; one that fits comes from `ncsn_core.config.config_for`.
         progress: show a bar with the loss and the speed.
         prepare: called with the run before its first step; may replace its `update`.
 
@@ -74,10 +81,11 @@ def train(
         the configuration, the loss history and its provenance.
 
     Raises:
-        NCSNError: when `folder` holds a run that differs in more than these, or no run and other
-            files, or another process is training there; when `start_from` has other sizes; when
-            the run's device is not here; when the data is missing; when the batch cannot be divided
-            among the processes or one of them is gone; when a checkpoint cannot be written.
+        NCSNError: when `folder` holds a run that differs in more than these or began from others
+            than `start_from`, an exported one, or no run and other files, or another process is
+            training there; when `start_from` has other sizes; when the device is not here; when
+            the data is missing; when the batch cannot be divided among the processes or one of
+            them is gone; when a checkpoint cannot be written.
         NonFiniteLossError: at an infinite or NaN loss or weight; the last checkpoint is kept.
         KeyboardInterrupt: after finishing and saving the step that was under way.
     """
@@ -85,8 +93,9 @@ def train(
     stop_at = math.inf if minutes is None else time.monotonic() + 60 * minutes
     if compile and config.differentiates_twice:
         raise NCSNError("compiled normalizations have no second derivatives, which this needs")
+    config, own = _own(config, images)
     previous = previous_run(config, folder)
-    if previous is not None and previous.manifest["step"] >= config.steps:
+    if previous is not None and _is_finished(previous, config, start_from):
         return model(previous)
     check_start(config, start_from)
     before = {} if previous is None else previous.sessions[-1]
@@ -94,13 +103,14 @@ def train(
     chosen = choose(device, precision, compile, before, calls)
     joined = fabric(chosen.device, chosen.precision)
     with local_rank_first():  # one process of a machine downloads, the others find it
-        images = _load(config, chosen.device, data_root, download)
+        pixels = _load(config, chosen.device, data_root, download, own)
     start = 0 if previous is None else previous.manifest["step"]
-    stream = batches(images, config.batch_size, seed=config.seed, start=start, flip=config.flip)
+    stream = batches(pixels, config.batch_size, seed=config.seed, start=start, flip=config.flip)
     score = new_score(config.to_dict(), config.sigmas, chosen.device, compile=chosen.compile)
     run = Run(config, joined, score)
-    run.origin |= {"data_sha256": tensor_sha256(images), "images": len(images)}
+    run.origin |= {"data_sha256": tensor_sha256(pixels), "images": len(pixels)}
     if previous is not None:
+        _check_same_images(previous, run.origin["data_sha256"])
         run.restore(previous, previous.tensors("state"))
     elif start_from is not None:
         run.start_from(start_from)
@@ -163,6 +173,28 @@ def previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     return previous
 
 
+def _is_finished(previous: Record, config: TrainingConfig, start_from: Record | None) -> bool:
+    """Whether a run has made all its steps.
+
+    Raises:
+        NCSNError: when it began from other weights, or is an exported network and cannot go on.
+    """
+    began = previous.provenance.get("started_from", {}).get("weights_sha256")
+    if start_from is not None and not start_from.has_weights(began):
+        raise NCSNError(
+            f"the run in {previous.folder} goes on and did not begin with the weights of "
+            f"{start_from.name!r}. Leave out --start-from (start_from=), or choose another folder"
+        )
+    finished = previous.manifest["step"] >= config.steps
+    if not finished and "state" not in previous.manifest["files"]:
+        raise NCSNError(
+            f"{previous.folder} holds a network without the state of its training, as `ncsn "
+            f"export` ships it. Train into another folder, and begin with its weights: "
+            f"--start-from {previous.folder} (start_from=)"
+        )
+    return finished
+
+
 def draw(
     config: TrainingConfig, sigmas: Ladder, x: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -182,10 +214,38 @@ def draw(
     return sigma, noise, v
 
 
+def _own(
+    config: TrainingConfig, images: str | Path | AnyImages | OwnImages | None
+) -> tuple[TrainingConfig, OwnImages | None]:
+    """The configuration that names images of one's own, and them as it needs them."""
+    if images is None:
+        if config.dataset in DATASETS:
+            return config, None
+        if config.dataset == OWN and not Path(OWN).exists():
+            raise NCSNError(
+                "this configuration is of images of your own, and none were given: pass images="
+            )
+        images = config.dataset
+    size, channels = config.image_size, config.image_channels
+    found = images
+    if not isinstance(found, OwnImages):
+        found = read_images(found, size=size, channels=channels)
+    if found.images.shape[1:] != (channels, size, size):
+        again = read_images(found.images, size=size, channels=channels)
+        found = replace(again, source=found.source)
+    return replace(config, dataset=found.source), found
+
+
 def _load(
-    config: TrainingConfig, device: torch.device, root: Path | str | None, download: bool
+    config: TrainingConfig,
+    device: torch.device,
+    root: Path | str | None,
+    download: bool,
+    own: OwnImages | None,
 ) -> Tensor:
     """The images that a configuration trains on."""
+    if own is not None:
+        return own.split()[0][: config.train_images].to(device)
     images = load_images(
         config.dataset, device=device, root=root, download=download, size=config.image_size
     )
@@ -197,3 +257,12 @@ def _load(
             f"the configuration says {expected}"
         )
     return images
+
+
+def _check_same_images(previous: Record, sha256: str) -> None:
+    """Raise NCSNError when a run was of other images than those to go on with."""
+    if previous.provenance.get("data_sha256", sha256) != sha256:
+        raise NCSNError(
+            f"the run in {previous.name!r} was trained on other images than these: files were "
+            f"added, changed or removed since. Restore them, or train into another folder"
+        )

@@ -19,6 +19,7 @@ from ncsn_core._checks import later, look, require
 from ncsn_core.data import batches
 from ncsn_core.networks import ContinuousScore, EnergyScore, NoiseConditionalScore, RefineNet
 from ncsn_core.randomness import generator_for
+from ncsn_core.samplers.state import guarded
 from ncsn_core.schedules import geometric_ladder
 
 CPU = torch.device("cpu")
@@ -280,3 +281,15 @@ def test_what_a_training_step_has_not_waited_for_is_noticed_at_the_next_log(
     speed.advance(run, iter([(0, torch.full((4, 1, 8, 8), math.nan), generator_for(0))]))
     with pytest.raises(ValueError, match="sample 0 of the batch holds NaN"):
         run.log()
+
+
+def test_what_is_given_beside_x_goes_to_its_device():
+    """A ladder from `model.sigmas`, images and a mask on the CPU, beside chains on a GPU."""
+
+    @guarded()
+    def sample(score, x, sigmas, *, known, epsilon=0.1):
+        return sigmas.device, known.device, epsilon
+
+    x = torch.empty(2, device="meta")
+    found = sample(pull, x, torch.ones(2), known=torch.ones(2, dtype=torch.bool))
+    assert found == (x.device, x.device, 0.1)

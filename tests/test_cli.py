@@ -4,11 +4,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ncsn_core import cli, devices, generation, pretrained, run, training
+from ncsn_core import cli, data, devices, generation, pretrained, run, training
 from ncsn_core.config import load_config, presets, profiles
 from ncsn_core.data import datasets
 from ncsn_core.metrics import features, images
@@ -66,6 +69,26 @@ def test_training_writes_a_checkpoint_and_says_where(ncsn, tmp_path, trained):
     assert record.config == pretrained.load(trained).config
 
 
+def test_small_numbers_the_compiler_and_the_start_are_passed_on(
+    ncsn, trained, tmp_path, monkeypatch
+):
+    asked = {}
+
+    def train(config, folder, **options):
+        asked.update(options, config=config)
+        return pretrained.load(trained)
+
+    monkeypatch.setattr(training, "train", train)
+    arguments = ("--set", "learning_rate=1e-4", "--set", "steps=2e3", "--no-compile")
+    code, _, err = ncsn("train", "mnist", *arguments, "--start-from", trained)
+    assert code == 0, err
+    assert (asked["config"].learning_rate, asked["config"].steps) == (1e-4, 2000)
+    assert asked["compile"] is False
+    assert asked["start_from"].folder == trained
+    assert ncsn("train", "mnist", "--compile")[0] == 0
+    assert (asked["compile"], asked["start_from"]) == (True, None)
+
+
 def test_training_again_with_more_steps_goes_on(ncsn, tiny_run):
     more = [s.replace("steps=2", "steps=3") for s in TINY]
     code, out, _ = ncsn("train", "mnist", "--folder", tiny_run, "--device", "cpu", *more)
@@ -93,7 +116,176 @@ def test_sampling_writes_an_image(ncsn, tiny_run, tmp_path):
     )
     assert code == 0, err
     with Image.open(out) as image:
-        assert image.size == (2 * 30 + 2, 2 * 30 + 2)
+        assert (image.mode, image.size) == ("L", (2 * 30 + 2, 2 * 30 + 2))
+
+
+@pytest.fixture
+def few(record, tmp_path, monkeypatch):
+    """Sampling answers with two gray images, and says what it was asked for."""
+    asked = []
+    two = torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28)]) - 0.001
+    two[:, :, 0] = 0.2
+
+    def draw(score, count, **options):
+        asked.append(options)
+        return two
+
+    monkeypatch.setattr(generation, "sample", draw)
+    monkeypatch.chdir(tmp_path)
+    return SimpleNamespace(
+        asked=asked, images=two, command=("sample", record.folder, "--device", "cpu")
+    )
+
+
+def test_samples_go_to_single_files_arrays_and_tensors(ncsn, few):
+    """Each with the gray levels 0, 255 and, in the first row, 51; floats as they are."""
+    for out in ("singles", "new/deep/s.npz", "s.NPY", "s.pt"):
+        code, said, err = ncsn(*few.command, "--out", out)
+        assert code == 0, err
+        assert f"25 samples in {out}" in said
+    pictures = sorted(Path("singles").iterdir())
+    assert [path.name for path in pictures] == ["00000.png", "00001.png"]
+    read = []
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.mode == "L"
+            read.append(np.asarray(picture))
+    expected = np.stack(read)[..., None]
+    assert sorted(np.unique(expected)) == [0, 51, 255]
+    for array in (np.load("new/deep/s.npz")["arr_0"], np.load("s.NPY")):
+        assert array.dtype == np.uint8
+        assert np.array_equal(array, expected)
+    assert torch.equal(torch.load("s.pt"), few.images)
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("s.xyz", "ending that is not known"),
+        ("s.h5", "ending that is not known"),
+        ("file/s.png", "file is no folder"),
+        ("folder.png", "is a folder"),
+        ("full", "holds something already"),
+        ("file", "is a file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["sample", "inpaint"])
+def test_a_name_that_cannot_be_written_is_refused_before_the_work(
+    ncsn, tmp_path, monkeypatch, out, says, command
+):
+    monkeypatch.setattr(pretrained, "load", lambda name: pytest.fail("the work has begun"))
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder.png").mkdir()
+    Path("full").mkdir()
+    (Path("full") / "thesis.tex").touch()
+    images = ["mnist"] if command == "inpaint" else []
+    code, said, err = ncsn(command, "mnist", *images, "--out", out)
+    assert (code, said) == (1, "")
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"sampler": "reverse_diffusion", "corrector_steps": 9}),
+        (["--evaluations", 50], {"sampler": "reverse_diffusion", "corrector_steps": 4}),
+        (
+            ["--evaluations", 51, "--no-denoise"],
+            {"sampler": "annealed_langevin", "steps_per_level": 5, "denoise": False},
+        ),
+        (["--steps", 10, "--epsilon", 1e-4], {"steps_per_level": 10, "epsilon": 1e-4}),
+        (["--epsilon", 4e-5], {"sampler": "annealed_langevin", "epsilon": 4e-5}),
+        (["--sampler", "annealed_langevin"], {"sampler": "annealed_langevin"}),
+        (["--sampler", "reverse_diffusion", "--evaluations", 40], {"corrector_steps": 3}),
+        (["--sampler", "probability_flow"], {"method": "heun"}),
+    ],
+)
+def test_options_of_sampling(ncsn, few, arguments, expected):
+    """Algorithm 1's own keep their meaning; a number of evaluations, the default, sets them."""
+    code, _, err = ncsn(*few.command, *arguments)
+    assert code == 0, err
+    (asked,) = few.asked
+    assert {name: asked.get(name) for name in expected} == expected
+    by_hand = {"--steps", "--epsilon", "annealed_langevin"} & set(map(str, arguments))
+    assert not by_hand or asked.keys() - {"seed", "sampler"} <= {"steps_per_level", "epsilon"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sampler", "ddim"], "unknown sampler 'ddim'; known: annealed_langevin, consistent"),
+        (["--sampler", "probability_flow", "--steps", 3], "option of probability_flow 'steps_per"),
+        (["--evaluations", 9, "--steps", 3], "give one or the other"),
+        (["--evaluations", 9], "needs at least 10 evaluations for 10 noise levels; got 9"),
+        (["--device", "cuda:99"], "'cuda:99' is not here"),
+    ],
+)
+def test_options_of_sampling_that_do_not_fit(ncsn, tmp_path, arguments, says):
+    code, _, err = ncsn("sample", "mnist14_ncsn", "--out", tmp_path / "s.png", *arguments)
+    assert code == 1
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_chains_that_ran_away_are_reported_with_the_reason(ncsn, few, tmp_path):
+    few.images[0, 0, 3, 3] = -2000
+    few.images[1, 0, 3, 3] = torch.nan
+    code, said, err = ncsn(*few.command, "--epsilon", 1)
+    assert code == 0
+    assert "samples in" in said
+    assert "2 of 2 samples ran away" in err
+    assert "ε = 1 is above 4 σ_L² = 0.0004" in err
+    few.images.fill_(0.5)
+    assert "ran away" not in ncsn(*few.command)[2]
+
+
+def test_inpainting_keeps_the_known_half_and_says_which(ncsn, tiny_run, tmp_path):
+    arguments = ("inpaint", tiny_run, "mnist", "--count", 2, "--evaluations", 11, "--device", "cpu")
+    code, said, err = ncsn(*arguments, "--out", tmp_path / "s.npy")
+    assert code == 0, err
+    assert "filled in where the mask is black" in said
+    real = datasets.load_images("mnist", "test")[:2, 0].numpy()
+    drawn = np.load(tmp_path / "s.npy")[..., 0]
+    assert np.array_equal(drawn[:, :14], real[:, :14])
+    assert not np.array_equal(drawn[:, 14:], real[:, 14:])
+    mask = np.zeros((28, 28), np.uint8)
+    mask[:, 20:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    code, _, err = ncsn(*arguments, "--out", tmp_path / "t.npy", "--mask", tmp_path / "mask.png")
+    assert code == 0, err
+    drawn = np.load(tmp_path / "t.npy")[..., 0]
+    assert np.array_equal(drawn[:, :, 20:], real[:, :, 20:])
+    assert not np.array_equal(drawn[:, :, :20], real[:, :, :20])
+
+
+def test_inpainting_takes_pictures_of_ones_own(ncsn, tiny_run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for i, level in enumerate((60, 120, 180)):
+        picture = np.full((28, 28, 3), level, np.uint8)
+        Image.fromarray(picture).save(tmp_path / "mine" / f"{i}.png")
+    (tmp_path / "mine" / "broken.png").write_text("none")
+    arguments = ("inpaint", tiny_run, tmp_path / "mine", "--evaluations", 11, "--device", "cpu")
+    code, _, err = ncsn(*arguments, "--out", tmp_path / "s.npy")
+    assert code == 0, err
+    assert "broken.png" in err
+    drawn = np.load(tmp_path / "s.npy")
+    assert drawn.shape == (3, 28, 28, 1)
+    assert drawn[:, 0, 0, 0].tolist() == [60, 120, 180]
+    code, _, err = ncsn(*arguments[:2], tmp_path / "nowhere", "--out", tmp_path / "t.npy")
+    assert (code, "nowhere" in err, "Traceback" in err) == (1, True, False)
+
+
+def test_masks_that_are_none_are_refused_with_the_polarity(ncsn, tmp_path):
+    Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / "gray.png")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "small.png")
+    (tmp_path / "text.png").write_text("none")
+    for name, says in (("gray", "white, where a pixel is known"), ("small", "it is 9 × 9")):
+        code, _, err = ncsn("inpaint", "mnist", "mnist", "--mask", tmp_path / f"{name}.png")
+        assert (code, says in err) == (1, True), err
+    for name in ("text.png", "left", "."):
+        code, _, err = ncsn("inpaint", "mnist", "mnist", "--mask", tmp_path / name)
+        assert (code, "cannot be read" in err) == (1, True), err
 
 
 # --- evaluate ----------------------------------------------------------------------------------
@@ -174,6 +366,34 @@ def test_beyond_smoke_all_training_images_are_the_reference(
         assert code == 0, err
         assert f"compared with {count} training images" in out
     assert [settings["steps_per_level"] for settings in drawn] == [1, 100]
+
+
+def test_more_samples_than_held_out_images_have_all_of_these_for_a_floor(
+    ncsn, record, tmp_path, mnist_train, monkeypatch, drawn
+):
+    held_out = {"train": mnist_train[:40], "test": mnist_train[40:47]}
+    monkeypatch.setattr(datasets, "load_images", lambda name, split="train", **__: held_out[split])
+    arguments = ("--count", 20, "--device", "cpu", "--folder", tmp_path / "samples")
+    code, out, err = ncsn("evaluate", record.folder, *arguments)
+    assert code == 0, err
+    assert "the floor is that of all 7 held-out images: that of 20 would be lower" in out
+    assert [list(row) for row in table(out).values()] == 2 * [
+        ["held-out images", "samples", "uniform noise"]
+    ]
+
+
+def test_evaluation_reports_chains_that_ran_away_and_goes_on(
+    ncsn, record, tmp_path, mnist_train, monkeypatch
+):
+    away = torch.full((4, 1, 28, 28), 0.5)
+    away[0, 0, 0, 0], away[1, 0, 0, 0] = 1e6, torch.nan
+    monkeypatch.setattr(generation, "sample", lambda *_, **__: away)
+    monkeypatch.setattr(datasets, "load_images", lambda *_, **__: mnist_train[:40])
+    arguments = ("--count", 4, "--device", "cpu", "--folder", tmp_path / "samples")
+    code, out, err = ncsn("evaluate", record.folder, *arguments)
+    assert code == 0, err
+    assert "2 of 4 samples ran away" in err
+    assert len(table(out)) == 2
 
 
 def test_one_of_several_processes_evaluates_the_samples(ncsn, record, monkeypatch, drawn):
@@ -297,6 +517,87 @@ def test_a_classifier_of_garments(ncsn, tmp_path, monkeypatch, fashion_mnist):
     assert record.config["train_images"] == len(fashion_mnist.images["train"])
 
 
+# --- images of one's own -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    """A folder of 40 colored images of 12 × 10 pixels, and a file that is none."""
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"1")
+    pixels = torch.randint(256, (40, 10, 12, 3), generator=torch.Generator().manual_seed(0)).byte()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_trains_and_is_evaluated_on_what_was_held_out(
+    ncsn, own_images, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("train", "pictures", "--size", 8, "--device", "cpu", "--set=channels=2")
+    code, out, err = ncsn(*arguments, "--set=steps=1")
+    assert code == 0, err
+    assert "40 RGB images of 8 × 8 pixels in pictures" in out
+    assert "1 file left out: .DS_Store (hidden)" in out
+    assert "36 to train on, 4 held out" in out
+    record = pretrained.load("runs/pictures-smoke-0")
+    assert record.config["dataset"] == "pictures"
+    assert record.provenance["images"] == 36
+
+    monkeypatch.setattr(
+        features, "load_extractor", lambda name, *_, **__: Extractor(name, SmallInception())
+    )
+    arguments = ("evaluate", record.folder, "--count", 4, "--device", "cpu", "--folder")
+    code, out, err = ncsn(*arguments, tmp_path / "samples")
+    assert code == 0 or "splits" in err, err
+    own_images.rename(tmp_path / "moved")
+    code, _, err = ncsn(*arguments, tmp_path / "samples")
+    assert code == 1
+    assert "name them by --images" in err
+    next((tmp_path / "moved").glob("*.png")).unlink()
+    code, _, err = ncsn(*arguments, tmp_path / "samples", "--images", tmp_path / "moved")
+    assert code == 1
+    assert "holds other images than" in err
+
+
+def test_a_preset_that_is_no_folder_either_says_so(ncsn, tmp_path):
+    code, _, err = ncsn("train", tmp_path / "nowhere")
+    assert code == 1
+    assert "A folder of images" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = ncsn("train", tmp_path / "empty")
+    assert code == 1
+    assert "fewer than two images" in err
+
+
+@pytest.mark.slow
+def test_given_images_are_compared_beside_the_floor_of_as_many(
+    ncsn, tmp_path, mnist_train, monkeypatch
+):
+    import numpy as np
+
+    real = {"train": mnist_train[:2000], "test": mnist_train[2000:2200]}
+    monkeypatch.setattr(data, "load_images", lambda name, split="train", **_: real[split])
+    digits = mnist_train[-200:]
+    np.save(tmp_path / "digits.npy", digits[:, 0].numpy())
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).random((200, 28, 28)))
+    fid = {}
+    for name in ("digits.npy", "noise.npy"):
+        code, out, err = ncsn("compare", tmp_path / name, "--with", "mnist", "--device", "cpu")
+        assert code == 0, err
+        fid[name] = table(out)[200]["given images"]
+        assert fid[name] > 0.5 * table(out)[200]["held-out images"]
+    assert fid["noise.npy"] > 10 * fid["digits.npy"]
+    code, _, err = ncsn("compare", tmp_path / "digits.npy", "--count", 50)
+    assert code == 1
+    assert "give 100 or more" in err
+
+
 # --- export and the list of models -------------------------------------------------------------
 
 
@@ -334,6 +635,10 @@ def test_models_are_listed_and_verified(ncsn):
         (["train", "mnist", "--set", "steps=["], "value of --set 'steps=[' cannot be read"),
         (["train", "mnist", "--set", "batch_size=99999"], "number of images"),
         (["train", "mnist", "--set", "sigma_min=2"], "must decrease"),
+        (["train", "mnist", "--set", "learning_rate=1e"], "must be a number; got '1e'"),
+        (["train", "mnist", "--set", "seed=2"], "--set does not take seed"),
+        (["train", "mnist", "--start-from", "mnst"], "unknown checkpoint 'mnst'"),
+        (["train", "mnist", "--device", "gpu"], "unknown device 'gpu'"),
         (["sample", "no-such-model"], "unknown checkpoint 'no-such-model'"),
         (["evaluate", "no-such-model"], "unknown checkpoint 'no-such-model'"),
     ],

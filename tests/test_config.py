@@ -12,6 +12,7 @@ from ncsn_core.config import (
     load_evaluation_budget,
     presets,
     profiles,
+    read_yaml,
     typed,
 )
 from ncsn_core.data import DATASETS
@@ -167,6 +168,27 @@ def test_round_trip_through_json():
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_config().steps = 5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E-4", 1e-4),
+        (".5e-3", 5e-4),
+        ("5.e-3", 5e-3),
+        ("-2.5E-1", -0.25),
+        ("2e4", 20_000),
+        ("1_000", 1000),
+        ("010", 10),
+        ("0.5", 0.5),
+        ("true", True),
+        ("1e", "1e"),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text, value):
+    found = read_yaml(f"setting: {text}")["setting"]
+    assert (found, type(found)) == (value, type(value))
 
 
 # --- parameters of notebooks --------------------------------------------------------------------

@@ -206,6 +206,22 @@ def test_what_torchvision_downloads_finds_its_folder(tmp_path, monkeypatch):
     assert "img_align_celeba" in str(error.value)
 
 
+def test_celebas_quota_is_one_sentence_with_where_from_and_where_to(tmp_path, monkeypatch):
+    class FileURLRetrievalError(Exception):
+        """As gdown's: no RuntimeError."""
+
+    def quota(folder, **options):
+        raise FileURLRetrievalError("Cannot retrieve the public link.\n\nToo many users\n")
+
+    monkeypatch.setattr(datasets, "CelebA", quota)
+    with pytest.raises(MissingDataError, match=r"link\. Too many users\)") as caught:
+        data.load_images("celeba", root=tmp_path, download=True)
+    message = str(caught.value)
+    for part in ("mmlab.ie.cuhk.edu.hk", "list_eval_partition.txt", str(tmp_path / "celeba")):
+        assert part in message
+    assert "\n" not in message
+
+
 def test_only_what_is_not_there_is_fetched(fashion_mnist, tmp_path, monkeypatch):
     fetched = []
     monkeypatch.setattr(data, "fetch", lambda archive, root: fetched.append((archive.folder, root)))

@@ -4,11 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from ncsn_core.errors import NCSNError, UnwritableError
+from ncsn_core import files
+from ncsn_core.errors import NCSNError, NCSNWarning, UnwritableError
 from ncsn_core.files import exclusive, temporary, write_atomically
 
 HOLDER = """
@@ -117,3 +119,63 @@ def test_a_failed_write_keeps_what_was_there_says_so_and_leaves_nothing(tmp_path
         write_atomically(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- where the file system has no locks ---------------------------------------------------------
+
+
+@pytest.fixture(params=["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK"])
+def no_locks(request, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    number = getattr(errno, request.param)
+
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(files, "GRACE", 0.2)
+
+
+@contextmanager
+def taken(folder):
+    """A folder that is held, after the warning."""
+    with ExitStack() as stack:
+        with pytest.warns(NCSNWarning, match=r"run has no locks: a file \.lock-soft stands in"):
+            stack.enter_context(exclusive(folder))
+        yield
+
+
+def test_without_locks_a_file_stands_in_for_one_and_a_warning_says_so(no_locks, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()  # of a time when it lay on a disk
+    for _ in range(2):
+        with taken(run):
+            held = f"process {os.getpid()} on .*, since 20.*; if that one has ended, delete .*soft"
+            with pytest.raises(NCSNError, match=held):
+                taken(run).__enter__()
+    assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+def test_a_soft_lock_of_a_process_that_has_ended_is_taken_over(no_locks, tmp_path):
+    lock = tmp_path / "run" / ".lock-soft"
+    with taken(tmp_path / "run"):
+        _, *host = lock.read_text().splitlines()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock.write_text("\n".join([str(ended.pid), *host, ""]))
+    with taken(tmp_path / "run"):
+        assert lock.read_text().splitlines()[0] == str(os.getpid())
+
+
+def test_a_soft_lock_of_another_machine_is_named_and_kept(no_locks, tmp_path):
+    lock = tmp_path / "run" / ".lock-soft"
+    lock.parent.mkdir()
+    lock.write_text("4711\nelsewhere\n")
+    os.utime(lock, (0, 1_700_000_000))
+    with pytest.raises(NCSNError, match=r"4711 on elsewhere, since 2023-11-1.*delete .*-soft"):
+        taken(tmp_path / "run").__enter__()
+    assert lock.exists()
+    lock.unlink()
+    with taken(tmp_path / "run"):
+        pass

@@ -9,12 +9,12 @@ from tqdm.auto import tqdm
 
 from ncsn_core import generation, pretrained
 from ncsn_core.data import to_bytes
-from ncsn_core.errors import CorruptFileError, NCSNError
-from ncsn_core.generation import draw_batch, sample
+from ncsn_core.errors import CorruptFileError, NCSNError, UnknownNameError
+from ncsn_core.generation import draw_batch, options_for, runaways, sample, samplers
 from ncsn_core.metrics.samples import Recorder
 from ncsn_core.networks import NoiseConditionalScore
 from ncsn_core.randomness import generator_for
-from ncsn_core.samplers import State, annealed_langevin
+from ncsn_core.samplers import SAMPLERS, State, annealed_langevin, inpaint
 from ncsn_core.schedules import geometric_ladder
 
 SIGMAS = geometric_ladder(1.0, 0.1, 3)
@@ -291,3 +291,77 @@ def test_fewer_frames_are_spread_over_the_whole_run(score):
     recorder = Recorder(SIGMAS, STEPS, torch.ones(IMAGE, dtype=torch.bool), frames=0)
     draw(score, count=3, callback=recorder)
     assert recorder.tensors().keys() == {"ends", "dark_mean", "dark_std", "snr"}
+
+
+# --- other samplers, and a number of evaluations ------------------------------------------------
+
+
+def test_the_samplers_are_those_of_the_library_that_need_no_more_than_a_score():
+    assert set(samplers()) == set(SAMPLERS) - {"langevin", "mala", "inpaint"}
+
+
+@pytest.mark.parametrize("budget", [4, 5, 9, 30, 31])
+@pytest.mark.parametrize("name", samplers())
+def test_a_sampler_keeps_to_its_number_of_evaluations(score, name, budget):
+    """At most so many; and no level more would have fitted, where the sampler can take more."""
+    options = options_for(name, score.sigmas, budget)
+    sample(score, 2, sampler=name, progress=False, **options)
+    asked = score.network.images // 2
+    assert asked <= budget
+    fixed = {"consistent_annealed": 4, "probability_flow": 5 if budget >= 5 else 3}
+    assert asked == fixed.get(name, asked)
+    assert asked > budget - len(SIGMAS) or name in fixed
+
+
+@pytest.mark.parametrize("name", [*samplers(), "inpaint"])
+def test_too_few_evaluations_for_the_ladder_are_refused_with_the_least(name):
+    least = 3 if name in ("reverse_diffusion", "probability_flow") else 4
+    with pytest.raises(NCSNError, match=f"{name} needs at least {least} .* got {least - 1}"):
+        options_for(name, SIGMAS, least - 1)
+    options_for(name, SIGMAS, least)
+
+
+def test_evaluations_of_inpainting_are_those_of_algorithm_1(score):
+    options = options_for("inpaint", score.sigmas, 10)
+    assert options == options_for("annealed_langevin", score.sigmas, 10)
+    known = torch.ones(IMAGE, dtype=torch.bool)
+    x = torch.rand(1, *IMAGE)
+    assert torch.equal(inpaint(score, x, score.sigmas, images=x, known=known, **options), x)
+    assert score.network.images == 10
+
+
+def test_a_hundred_steps_a_level_go_as_far_as_the_papers():
+    sigmas = geometric_ladder()
+    langevin = options_for("annealed_langevin", sigmas, 1001)
+    assert langevin == {"steps_per_level": 100, "epsilon": pytest.approx(2e-5), "denoise": True}
+    corrected = options_for("reverse_diffusion", sigmas, 1010)
+    assert corrected == {"corrector_steps": 100, "snr": pytest.approx(0.05**0.5)}
+    few = options_for("annealed_langevin", sigmas, 100)
+    assert (few["steps_per_level"], few["epsilon"]) == (9, pytest.approx(1e-4))
+
+
+def test_samples_of_another_sampler_resume_and_are_told_apart(score, tmp_path):
+    other = {"sampler": "reverse_diffusion", "batch_size": 2, "progress": False}
+    whole = sample(score, 4, **other)
+    assert torch.equal(sample(score, 2, folder=tmp_path, **other), whole[:2])
+    assert torch.equal(sample(score, 4, folder=tmp_path, **other), whole)
+    with pytest.raises(NCSNError, match=r"other settings \(.*sampler.* differ\)"):
+        sample(score, 4, folder=tmp_path, **other | {"sampler": "probability_flow"})
+
+
+def test_an_unknown_sampler_or_option_or_one_that_lacks_is_named(score):
+    with pytest.raises(UnknownNameError, match="unknown sampler 'ddim'; known: annealed_lang"):
+        sample(score, 1, sampler="ddim")
+    with pytest.raises(UnknownNameError, match="unknown sampler 'ddim'; known: annealed_lang"):
+        options_for("ddim", SIGMAS, 100)
+    with pytest.raises(UnknownNameError, match="unknown option of annealed_langevin 'snr'"):
+        sample(score, 1, snr=0.1)
+    with pytest.raises(NCSNError, match="consistent_annealed needs the option 'epsilon'"):
+        sample(score, 1, sampler="consistent_annealed")
+
+
+def test_chains_that_ran_away_are_counted():
+    x = torch.full((5, 1, 2, 2), 0.5)
+    x[0, 0, 0, 0], x[1, 0, 1, 1], x[2, 0, 0, 1] = 2.01, -math.inf, math.nan
+    x[3, 0, 1, 0] = -0.99
+    assert runaways(x) == 3

@@ -213,9 +213,47 @@ def test_bad_settings_are_refused():
         ({"epsilon": -1.0}, "epsilon"),
         ({"images": torch.full((3, 2, 2), math.inf)}, "not finite"),
         ({"x": torch.zeros(2, 2, 2)}, "shape of x"),
-        ({"known": torch.ones(2, 1, dtype=torch.bool)}, "shape of x"),
-        ({"known": torch.ones(2, 3, dtype=torch.bool)}, "shape of x"),
+        (
+            {"known": torch.ones(2, 1, dtype=torch.bool)},
+            "True where a pixel is known, .*shape of x",
+        ),
+        (
+            {"known": torch.ones(2, 3, dtype=torch.bool)},
+            "True where a pixel is known, .*shape of x",
+        ),
+        ({"known": HALF.float() * 0.7}, r"True \(or 1\) where a pixel is known and .*other values"),
+        ({"known": HALF.byte() * 255}, r"True \(or 1\) where a pixel is known and .*other values"),
+        ({"known": HALF * math.nan}, r"True \(or 1\) where a pixel is known"),
+        (
+            {"images": torch.full((3, 2, 2), 9, dtype=torch.uint8), "x": torch.zeros(3, 2, 2)},
+            "to_unit",
+        ),
         ({"known_noise": "once"}, "unknown known_noise 'once'; known: level, step, none"),
     ):
         with without_type_checks(), pytest.raises(ValueError, match=complaint):
             fill(**options)
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float32", "float16"])
+def test_a_mask_of_zeros_and_ones_is_one_of_any_type(kind):
+    images = torch.rand(3, 2, 2)
+    expected = fill(images)
+    known = HALF.to(getattr(torch, kind))
+    assert torch.equal(fill(images, known), expected)
+    assert torch.equal(fill(images, known.numpy()), expected)
+
+
+def test_a_mask_without_channels_is_for_all_of_them():
+    images = torch.rand(2, 3, 2, 2)
+    whole = fill(images, HALF.expand(3, 2, 2))
+    assert torch.equal(fill(images, HALF), whole)
+    assert torch.equal(fill(images, HALF[None]), whole)
+
+
+def test_images_in_another_range_are_refused_for_a_network_of_images(record):
+    score = record.score()
+    images = torch.rand(1, 1, 28, 28)
+    known = torch.ones(28, 28, dtype=torch.bool)
+    for wrong, advice in ((255 * images, "divide by 255"), (2 * images - 1, r"\(x \+ 1\) / 2")):
+        with pytest.raises(ValueError, match=advice):
+            inpaint(score, images, score.sigmas, images=wrong, known=known)

@@ -20,6 +20,7 @@ from ncsn_core.metrics.images import (
     nearest_neighbors,
     precision_recall,
 )
+from ncsn_core.objectives import denoising_score_matching, sliced_score_matching
 from ncsn_core.randomness import generator_for
 from ncsn_core.schedules import geometric_ladder
 
@@ -310,6 +311,48 @@ def test_a_set_with_too_few_images_is_named(classifier, digits):
 # --- the classifier, and pixels ----------------------------------------------------------------
 
 
+def test_one_rule_for_bytes_unit_floats_arrays_and_three_equal_channels(classifier, digits):
+    real, fake = digits[:300], digits[300:400]
+    extractor = Extractor("c", classifier)
+    distance, expected = digit_distance(classifier, real), digit_distance(classifier, real)(fake)
+    given = (fake * 255).round().byte()
+    for same in (
+        given,
+        given.numpy(),
+        given.movedim(1, 3),
+        given.expand(-1, 3, -1, -1),
+        given[:, 0],
+    ):
+        assert distance(same) == pytest.approx(expected, rel=1e-5)
+    for wrong in (2 * fake - 1, fake * 255, torch.randint(256, (9, 3, 28, 28)).byte()):
+        with pytest.raises(ValueError, match=r"\[0, 1\]|gray ones are needed"):
+            distance(wrong)
+    with pytest.raises(ValueError, match=r"fake: floats are images in \[0, 1\]"):
+        measure({"fake": 2 * fake - 1}, real, extractor, (50, 100))
+
+
+def test_losses_of_an_image_network_take_images_in_the_unit_interval(record, digits):
+    score = record.score()
+    x, sigma = digits[:4], score.sigmas[[0, 3, 5, 9]]
+    assert denoising_score_matching(score, x, sigma).shape == (4,)
+    got = level_statistics(
+        score, (x * 255).round().byte(), score.sigmas, generator=generator_for(0)
+    )
+    expected = level_statistics(score, x, score.sigmas, generator=generator_for(0))
+    torch.testing.assert_close(got.loss, expected.loss)
+    for wrong in (2 * x - 1, 255 * x):
+        for loss in (denoising_score_matching, sliced_score_matching):
+            with pytest.raises(ValueError, match=r"images in \[0, 1\]"):
+                loss(score, wrong, sigma)
+        with pytest.raises(ValueError, match=r"images in \[0, 1\]"):
+            level_statistics(score, wrong, score.sigmas)
+    with (
+        without_type_checks(),
+        pytest.raises(ValueError, match=r"of floats; got torch\.uint8"),
+    ):
+        denoising_score_matching(score, (x * 255).byte(), sigma)
+
+
 def test_accuracy_counts_the_hits(classifier, digits):
     predicted = classifier(digits[:50]).argmax(1)
     labels = predicted.clone()
@@ -359,6 +402,15 @@ def test_a_copy_of_a_training_image_is_found():
     found = nearest_neighbors(reference[[550, 3]], reference)
     assert found.index.tolist() == [[550], [3]]
     torch.testing.assert_close(found.distance, torch.zeros(2, 1), atol=5e-3, rtol=0)
+
+
+def test_neighbors_of_bytes_are_those_of_the_same_floats():
+    reference = torch.randint(256, (30, 1, 4, 4)).byte()
+    images, unit = reference[[4, 9]], reference / 255
+    assert nearest_neighbors(images, unit).index.tolist() == [[4], [9]]
+    assert nearest_neighbors(unit[[4, 9]], reference).index.tolist() == [[4], [9]]
+    with pytest.raises(ValueError, match="divide by 255"):
+        nearest_neighbors(images.float(), reference)
 
 
 def test_distances_are_taken_between_features():

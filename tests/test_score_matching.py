@@ -526,6 +526,7 @@ def test_all_exact_traces_train_an_image_network_alike():
 def test_multilevel_sliced_trains_the_wrapped_image_network_at_its_own_levels(image_network, loss):
     """`NoiseConditionalScore` finds the level of every σ also under a functional transform."""
     refine_net, x, v, z = image_network
+    x = x.sigmoid()  # images are in [0, 1]
     ladder, level = LADDER[:2].float(), torch.tensor([1, 0])
     score, sigma = NoiseConditionalScore(refine_net, ladder), ladder[level]
     losses = loss(score, x, sigma, noise=z, v=v)

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -14,13 +17,14 @@ import torch
 from torch import nn
 
 from ncsn_core import checkpoints, devices, networks, pretrained, provenance, run, training
-from ncsn_core.config import load_config
-from ncsn_core.data import batches
+from ncsn_core.config import config_for, load_config
+from ncsn_core.data import batches, load_images, read_images
 from ncsn_core.errors import CorruptFileError, NCSNError, NonFiniteLossError
 from ncsn_core.metrics import classifier
 from ncsn_core.metrics.classifier import shift, train_classifier
 from ncsn_core.networks import ContinuousScore, NoiseConditionalScore, build
 from ncsn_core.objectives import denoising_score_matching, sliced_score_matching_vr
+from ncsn_core.provenance import tensor_sha256
 from ncsn_core.schedules import denoiser_weight, draw_levels, draw_log_uniform
 
 pytestmark = pytest.mark.usefixtures("few_images")
@@ -451,6 +455,25 @@ def test_a_run_may_start_from_the_weights_of_another_and_says_so(
         torch.testing.assert_close(record.tensors()[name], weights)
 
 
+def test_a_run_that_began_from_other_weights_does_not_go_on_from_these(
+    run_training, tiny_config, tmp_path, uninterrupted
+):
+    run_training(tiny_config(), tmp_path / "run", minutes=0.0)
+    with pytest.raises(NCSNError, match=r"not begin with the weights of 'uninterrupted'\. Leave"):
+        run_training(tiny_config(), tmp_path / "run", start_from=uninterrupted)
+
+
+def test_an_exported_network_is_not_trained_on_and_the_way_out_is_told(
+    run_training, tiny_config, tmp_path
+):
+    record = run_training(tiny_config(), tmp_path / "run", minutes=0.0)
+    shipped = checkpoints.export(record, tmp_path / "shipped")
+    with pytest.raises(NCSNError, match=r"without the state .*--start-from .*shipped"):
+        run_training(tiny_config(), tmp_path / "shipped")
+    again = run_training(tiny_config(), tmp_path / "new", start_from=shipped, minutes=0.0)
+    assert again.provenance["started_from"]["weights_sha256"] == record.weights_sha256
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -748,16 +771,37 @@ def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
 
 
 def test_a_compiler_that_is_there_and_broken_costs_a_line(monkeypatch):
-    def broken(function):
+    def broken(function, **options):
         raise RuntimeError("CppCompileError: command failed\n/bin/false -O3")
 
     devices._compiles.cache_clear()
+    networks.refinenet._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     with pytest.warns(UserWarning, match=r"without torch.compile.* CppCompileError: [a-z ]+$"):
         assert not devices.can_compile(torch.device("cpu"))
     assert not devices.can_compile(torch.device("cpu"))  # and is not tried again
+    with pytest.raises(NCSNError, match=r"does not work .* 'cpu'\. Leave out --compile"):
+        devices.compilation(True, torch.device("cpu"), 0)
+    assert devices.compilation(None, torch.device("cpu"), 10_000) is False
     devices._compiles.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_one_line_beside_a_broken_compiler(tmp_path):
+    """The whole way: environment, command line, a run that is long enough to be compiled."""
+    small = ("channels=2", "steps=2000", "batch_size=4", "log_every=1", "checkpoint_every=1")
+    command = [sys.executable, "-m", "ncsn_core", "train", "mnist", "--minutes", "0"]
+    command += ["--device", "cpu", "--folder", tmp_path / "run", *(f"--set={s}" for s in small)]
+    broken = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | broken, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "torch.compile" in line]
+    assert line.startswith("ncsn: going on without torch.compile, which fails here: ")
+    assert pretrained.load(tmp_path / "run").sessions[-1]["compiled"] is False
 
 
 def test_only_long_runs_are_compiled_and_a_run_stays_what_it_was(
@@ -785,10 +829,47 @@ def test_autocast_follows_the_precision():
 
 
 def test_device_names(monkeypatch):
-    assert devices.pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert devices.pick_device(" CPU ") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices.pick_device("cuda:1") == torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.pick_device() == torch.device("cuda", 0)
+    assert devices.pick_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert devices.pick_device() == devices.pick_device("cuda") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert devices.pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device() == torch.device("mps")
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("cuda", "'cuda' is not here; here are cpu:0"),
+        ("cuda:7", "'cuda:7' is not here"),
+        ("mps", "'mps' is not here"),
+        ("cpu:1", "'cpu:1' is not here"),
+        ("gpu", "unknown device 'gpu'; known: auto, cpu, cuda, cuda:1, mps"),
+        ("xpu", "unknown device 'xpu'"),
+        ("cuda:x", "unknown device 'cuda:x'"),
+        ("cuda:", "unknown device 'cuda:'"),
+        ("", "unknown device ''"),
+    ],
+)
+def test_a_device_that_is_not_here_is_one_sentence(
+    monkeypatch, run_training, tiny_config, tmp_path, device, says
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(NCSNError, match=re.escape(says)):
+        devices.pick_device(device)
+    with pytest.raises(NCSNError, match=re.escape(says)):
+        run_training(tiny_config(), tmp_path / "run", device=device)
+    with pytest.raises(NCSNError, match=re.escape(says)):
+        load_images("mnist", "test", device=device)
+    for form in ("score", "classifier"):
+        model = pretrained.load({"score": "mnist14_ncsn", "classifier": "digit_classifier"}[form])
+        with pytest.raises(NCSNError, match=re.escape(says)):
+            getattr(model, form)(device)
 
 
 # --- other objectives and networks -------------------------------------------------------------
@@ -940,3 +1021,41 @@ def test_shift_moves_by_at_most_two_pixels_and_fills_with_zeros():
         seen.add(tuple((moved[0, 0].nonzero()[0] - 4).tolist()))
     assert seen == {(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
     assert shift(torch.ones(1, 1, 9, 9), pixels=0).all()
+
+
+# --- images of one's own -----------------------------------------------------------------------
+
+
+def test_own_images_train_without_those_held_out_and_go_on(run_training, tmp_path):
+    images = torch.randint(256, (20, 1, 8, 8)).byte()
+    found = read_images(images)
+    config = config_for(found, "smoke", channels=2, steps=2, log_every=1, checkpoint_every=1)
+    assert (config.preset, config.dataset, config.batch_size) == ("own", "own", 16)
+    assert (config.image_channels, config.image_size) == (1, 8)
+    first = run_training(config, tmp_path / "run", images=images.numpy(), minutes=0.0)
+    assert first.manifest["step"] == 1
+    done = run_training(config, tmp_path / "run", images=images / 255)
+    assert done.manifest["step"] == 2
+    train, held_out = found.split()
+    assert (len(train), len(held_out)) == (18, 2)
+    assert done.provenance["data_sha256"] == tensor_sha256(train)
+    assert done.provenance["images"] == 18
+
+
+def test_a_run_goes_on_with_its_own_images_only(run_training, tmp_path):
+    images = torch.randint(256, (20, 1, 8, 8)).byte()
+    config = config_for(read_images(images), channels=2, steps=2, log_every=1, checkpoint_every=1)
+    run_training(config, tmp_path / "run", images=images, minutes=0.0)
+    with pytest.raises(NCSNError, match="trained on other images than these"):
+        run_training(config, tmp_path / "run", images=255 - images)
+    with pytest.raises(NCSNError, match="none were given: pass images="):
+        run_training(config, tmp_path / "other")
+
+
+def test_a_batch_holds_at_most_the_images_there_are():
+    found = read_images(torch.randint(256, (10, 1, 8, 8)).byte())
+    assert config_for(found, "cpu").batch_size == 9
+    assert config_for(found, "cpu", batch_size=64).batch_size == 64
+    assert config_for(found, "gpu").channels == 64
+    with pytest.raises(ValueError, match=r"even size, .*these have 7 × 7"):
+        config_for(read_images(torch.rand(4, 1, 7, 7)))

@@ -18,11 +18,14 @@ from tqdm.auto import tqdm
 from ncsn_core._types import Images
 from ncsn_core.data.download import ARCHIVES, fetch
 from ncsn_core.data.idx import read_idx
-from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
+from ncsn_core.data.pixels import AnyImages, as_images
+from ncsn_core.devices import pick_device
+from ncsn_core.errors import CorruptFileError, MissingDataError, NCSNError, UnknownNameError
 from ncsn_core.randomness import generator_for
 
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "celeba")
 SPLITS = ("train", "test")
+CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 SIZES = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32, "celeba": 32}  # of the stored images
 FACE = 140  # pixels of the square that is cut out of a photograph of CelebA
 
@@ -65,13 +68,15 @@ def load_images(
     """All images of a split as one uint8 tensor [count, channel, height, width] on `device`.
 
     Args:
-        name: one of `DATASETS`.  CelebA is cropped to its central 140×140 and resized to 32×32, as
-            in the paper, or to a larger `size`.
+        name: one of `DATASETS`, or the path of images of one's own: `read_images` reads them and
+            `OwnImages.split` divides them.  CelebA is cropped to its central 140×140 and resized to
+            32×32, as in the paper, or to a larger `size`.
         split: "train" or "test".
         device: where the tensor goes.
         root: folder to look in; `data_root()` when not given.  MNIST needs none.
         download: fetch what is not there.
         size: height and width to average the images down to, see `block_average`; None: as stored.
+            One's own are cropped and scaled to it.
 
     Raises:
         UnknownNameError: for another name or split.
@@ -80,8 +85,12 @@ def load_images(
         NCSNError: when another process is downloading it.
         ValueError: for a size that does not divide that of the images.
     """
+    if name not in DATASETS and split in SPLITS and Path(name).exists():
+        from ncsn_core.data.own import read_images
+
+        return read_images(name, size=size).split()[SPLITS.index(split)].to(pick_device(device))
     images = _load(name, split, root, download, size)[0]
-    return (images if size is None else block_average(images, size)).to(device)
+    return (images if size is None else block_average(images, size)).to(pick_device(device))
 
 
 def load_labels(
@@ -106,7 +115,8 @@ def _load(
     name: str, split: str, root: Path | str | None, download: bool, size: int | None = None
 ) -> tuple[Images, Int[Tensor, " count"] | None]:
     if name not in DATASETS:
-        raise UnknownNameError("data set", name, DATASETS)
+        hint = "For images of your own, name their folder or file (--images, images=)"
+        raise UnknownNameError("data set", name, DATASETS, hint)
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
     if name == "mnist":
@@ -114,9 +124,11 @@ def _load(
     folder = data_root() if root is None else Path(root)
     try:
         return _torchvision(name, split, folder, download, size)
-    except (RuntimeError, OSError) as error:
-        raise MissingDataError(_where_to_put(name, folder, download, error)) from error
-    except (ValueError, AssertionError, EOFError, LookupError) as error:
+    except NCSNError:
+        raise
+    except Exception as error:  # gdown's are no RuntimeErrors; a damaged file has any
+        if download or isinstance(error, (RuntimeError, OSError)):
+            raise MissingDataError(_where_to_put(name, folder, download, error)) from error
         raise CorruptFileError(
             f"the files of {name} in {folder} cannot be read ({error!r}). "
             f"Delete them and fetch them again"
@@ -172,13 +184,15 @@ def _where_to_put(name: str, folder: Path, download: bool, error: Exception) -> 
         ),
         "cifar10": f"the folder cifar-10-batches-py of cifar-10-python.tar.gz into {folder}",
         "celeba": (
-            "img_align_celeba (unzipped), list_eval_partition.txt and the other annotation files "
-            f"into {folder / 'celeba'}"
+            "img_align_celeba (unzipped), list_eval_partition.txt, identity_CelebA.txt, "
+            "list_attr_celeba.txt, list_bbox_celeba.txt and list_landmarks_align_celeba.txt of "
+            f"{CELEBA} into {folder / 'celeba'}"
         ),
     }[name]
     tried = "could not be downloaded" if download else "is not on this machine"
+    said = " ".join(str(error).split())  # gdown's has lines
     advice = "" if download else ", or allow the download (--download, download=True)"
-    return f"{name} {tried} ({error}). Put {place}{advice}. NCSN_DATA names another folder"
+    return f"{name} {tried} ({said}). Put {place}{advice}. NCSN_DATA names another folder"
 
 
 def check_size(name: str, size: int) -> None:
@@ -218,14 +232,25 @@ def block_average(
     return F.avg_pool2d(images.float(), large // size).round().to(torch.uint8)
 
 
-def to_unit(images: Images) -> Float[Tensor, "count channel height width"]:
-    """uint8 → float32 in [0, 1]: x / 255."""
-    return images.float() / 255
+def to_unit(images: AnyImages) -> Float[Tensor, "count channel height width"]:
+    """Bytes → float32 in [0, 1]: x / 255.  Other images by the rule of `as_images`.
+
+    Raises:
+        ValueError: as `as_images`.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        images = as_images(images)
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def to_bytes(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """[0, 1] → uint8, rounded; what lies outside is clipped, as a screen would."""
-    return (x * 255).round().clamp(0, 255).to(torch.uint8)
+def to_bytes(x: Float[Tensor, "*shape"] | UInt8[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """[0, 1] → uint8, rounded; what lies outside is clipped, as a screen would, and NaN is black.
+
+    Samples that strayed far, or chains that ran away, become pictures by this.  Bytes stay.
+    """
+    if x.dtype == torch.uint8:
+        return x
+    return (x * 255).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)
 
 
 def dequantize(
@@ -234,7 +259,12 @@ def dequantize(
     """uint8 → float32 in [0, 1] with uniform noise of one gray level: x / 256 + u / 256.
 
     In the unit of [0, 1] images x/255 this is (x/255) · 255/256 + u/256, the paper's.
+
+    Raises:
+        ValueError: for floats, which have no gray levels; `to_bytes` makes bytes of them.
     """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"only bytes are dequantized; got {images.dtype}. See to_bytes")
     u = torch.rand(images.shape, device=images.device, generator=generator)
     return (images.float() + u) / 256
 

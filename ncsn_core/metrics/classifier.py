@@ -27,6 +27,7 @@ class Classifier(nn.Module):
     """
 
     image_size = 28
+    image_channels = 1
     num_features = 64
 
     def __init__(self, classes: int = 10) -> None:

@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 import ncsn_core.pretrained as pretrained
 from ncsn_core.data.datasets import to_bytes, to_unit
+from ncsn_core.data.pixels import AnyImages, as_images
+from ncsn_core.devices import pick_device
 from ncsn_core.errors import CorruptFileError, MissingDataError, UnknownNameError
 from ncsn_core.metrics.classifier import Classifier
 
 CLASSIFIERS = {"mnist": "digit_classifier", "fashion_mnist": "fashion_classifier"}
 INCEPTION_DATASETS = ("cifar10", "celeba")
+PARTS = 10  # images of an Inception score: one for each part of the set
 OFFICIAL_SHA256 = "6726825d"  # the file's name carries these first digits
 
 
@@ -31,6 +34,7 @@ class Inception(nn.Module):
     """
 
     image_size = None  # it scales by itself
+    image_channels = 3
 
     def __init__(self, weights: Path | str) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -67,22 +71,23 @@ class Extractor:
     batch_size: int = 100
 
     @torch.no_grad()
-    def __call__(
-        self,
-        images: Float[Tensor, "count channel height width"]
-        | UInt8[Tensor, "count channel height width"],
-    ) -> Float[Tensor, "count features"]:
+    def __call__(self, images: AnyImages) -> Float[Tensor, "count features"]:
         """Features, on the CPU, of images on any device.
 
         Args:
-            images: uint8, or floats in [0, 1]; what lies outside is clipped, as a screen would.
-                Those of another size than the network's are scaled to it, bilinearly.
+            images: by the rule of `ncsn_core.data.as_images`: bytes, or floats in [0, 1].  Those of
+                another size than the network's are scaled to it, bilinearly.
+
+        Raises:
+            ValueError: as `ncsn_core.data.as_images`.  `ncsn_core.data.to_bytes` clips samples
+                that strayed far.
         """
         device = next(self.network.parameters()).device
         size = self.network.image_size
+        images = as_images(images, channels=self.network.image_channels)
 
         def readable(batch: Tensor) -> Tensor:
-            unit = to_unit(batch) if batch.dtype == torch.uint8 else batch.clamp(0, 1)
+            unit = to_unit(batch)
             if size is None or unit.shape[2:] == (size, size):
                 return unit
             return F.interpolate(unit, size=(size, size), mode="bilinear")
@@ -102,7 +107,7 @@ def load_extractor(
 
     Args:
         dataset: our digit classifier for "mnist", our Fashion-MNIST classifier for "fashion_mnist",
-            Inception for the colored "cifar10" and "celeba".
+            Inception for the colored "cifar10" and "celeba", and for "inception".
         device: where the network goes.
         weights, download: of Inception, see `load_inception`; the classifiers ship.
 
@@ -113,9 +118,9 @@ def load_extractor(
     if dataset in CLASSIFIERS:
         record = pretrained.load(CLASSIFIERS[dataset])
         return Extractor(record.name, record.classifier(device), record.weights_sha256)
-    if dataset in INCEPTION_DATASETS:
+    if dataset in (*INCEPTION_DATASETS, "inception"):
         return load_inception(device, weights=weights, download=download)
-    raise UnknownNameError("data set", dataset, (*CLASSIFIERS, *INCEPTION_DATASETS))
+    raise UnknownNameError("data set", dataset, (*CLASSIFIERS, *INCEPTION_DATASETS, "inception"))
 
 
 def load_inception(
@@ -164,7 +169,9 @@ def load_inception(
             f"({type(error).__name__}). Delete it and fetch it again"
         ) from error
     name = "inception-v3" if official else f"inception-v3 with the weights {digest[:12]}"
-    return Extractor(name, network.to(device).eval().requires_grad_(False), digest, batch_size=64)
+    return Extractor(
+        name, network.to(pick_device(device)).eval().requires_grad_(False), digest, batch_size=64
+    )
 
 
 def _download(url: str, path: Path) -> None:
@@ -184,7 +191,9 @@ class InceptionScore(NamedTuple):
     std: float
 
 
-def inception_score(logits: Float[Tensor, "count classes"], *, splits: int = 10) -> InceptionScore:
+def inception_score(
+    logits: Float[Tensor, "count classes"], *, splits: int = PARTS
+) -> InceptionScore:
     """exp E KL(p(y|x) ‖ p(y)) of Inception's predictions (Salimans et al. 2016), torch-fidelity's.
 
     Args:

@@ -1,15 +1,18 @@
 """Measurements of images: loss and score per level, distances, precision and recall, neighbors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from ncsn_core._checks import check_clean
 from ncsn_core._types import Ladder, NoiseConditional
-from ncsn_core.metrics.features import Extractor, Inception, inception_score
+from ncsn_core.data.datasets import to_unit
+from ncsn_core.data.pixels import as_images
+from ncsn_core.metrics.features import PARTS, Extractor, Inception, inception_score
 from ncsn_core.randomness import normal_like
 from ncsn_core.schedules import per_sample
 
@@ -30,7 +33,7 @@ class LevelStatistics:
 @torch.no_grad()
 def level_statistics(
     score: NoiseConditional,
-    x: Float[Tensor, "count *shape"],
+    x: Shaped[Tensor, "count *shape"],
     sigmas: Ladder,
     *,
     batch_size: int = 250,
@@ -40,14 +43,20 @@ def level_statistics(
 
     Args:
         score: maps (x `[batch, *shape]`, σ [batch]) to a tensor like x.
-        x: clean data, on the device of the score.
+        x: clean data, on the device of the score; images in [0, 1], or bytes.
         sigmas: the ladder.
         batch_size: images an evaluation; bounds the memory.
         generator: source of the noise.
+
+    Raises:
+        ValueError: for a network of images, data in another range, as
+            `ncsn_core.data.as_images`; data that are not finite floats.
     """
+    x = to_unit(x) if x.dtype == torch.uint8 else x
+    check_clean(score, x)
     losses = torch.empty(len(sigmas), len(x))
     norms = torch.empty(len(sigmas), len(x))
-    for level, level_sigma in enumerate(sigmas):
+    for level, level_sigma in enumerate(sigmas.to(x.device)):
         for first in range(0, len(x), batch_size):
             batch = x[first : first + batch_size]
             sigma = level_sigma.expand(len(batch))
@@ -74,7 +83,7 @@ def frechet_distance(
     fewest = min(len(features), len(reference))
     if fewest < 2:
         raise ValueError(f"a covariance needs at least two images; got {fewest}")
-    ours, theirs = features.double().cpu(), reference.double().cpu()
+    ours, theirs = features.cpu().double(), reference.cpu().double()
     covariances = torch.cov(ours.T), torch.cov(theirs.T)
     root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
     spread = covariances[0].trace() + covariances[1].trace() - 2 * root
@@ -124,7 +133,7 @@ def kernel_distance(
         )
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1; got {subsets}")
-    ours, theirs = features.double().cpu(), reference.double().cpu()
+    ours, theirs = features.cpu().double(), reference.cpu().double()
     generator = torch.Generator().manual_seed(seed)
 
     def some(found: Tensor) -> Tensor:
@@ -205,7 +214,7 @@ class Distances:
         count, reference_count: images in the set, and real ones.
         subset_size: images in a subset of the KID.
         features: the name of the network whose features were compared.
-        inception_score, inception_score_std: for Inception's features, see
+        inception_score, inception_score_std: for Inception's features of ten images or more, see
             `ncsn_core.metrics.features.inception_score`.
     """
 
@@ -238,13 +247,13 @@ def distances(
         subsets, subset_size, seed: see `kernel_distance`.
 
     Raises:
-        ValueError: as `frechet_distance`, `kernel_distance` and `inception_score`.
+        ValueError: as `frechet_distance` and `kernel_distance`.
     """
     kid, kid_std = kernel_distance(
         features, reference, subsets=subsets, subset_size=subset_size, seed=seed
     )
     score: tuple[float, float] | tuple[None, None] = (None, None)
-    if isinstance(extractor.network, Inception):
+    if isinstance(extractor.network, Inception) and len(features) >= PARTS:
         score = inception_score(extractor.network.logits(features))
     return Distances(
         fid=frechet_distance(features, reference),
@@ -267,6 +276,7 @@ def measure(
     *,
     subset_size: int = 100,
     seed: int = 0,
+    smaller: Collection[str] = (),
 ) -> dict[int, dict[str, Distances]]:
     """`distances` of several sets of images at each of several counts.
 
@@ -275,23 +285,32 @@ def measure(
     1,000 samples and reports that of 50,000.
 
     Args:
-        sets: images by name, uint8 or in [0, 1], `[count, *shape]`; the first ones are used.
+        sets: images by name, by the rule of `ncsn_core.data.as_images`; the first ones are used.
+            `ncsn_core.data.to_bytes` clips samples that strayed far.
         reference: real images.
         extractor: see `ncsn_core.metrics.features.load_extractor`.
         counts: how many images of each set.
         subset_size, seed: see `kernel_distance`; at most the smallest count.
+        smaller: names of sets of which fewer may be there; all of them are measured then, and the
+            `count` of their distances says how many.
 
     Returns:
         By count and name.
 
     Raises:
-        ValueError: when a set has fewer images than a count, and as `distances`.
+        ValueError: when a set has fewer images than a count, naming a set that cannot be read, and
+            as `distances`.
     """
     for name, images in sets.items():
-        if len(images) < max(counts):
+        if len(images) < max(counts) and name not in smaller:
             raise ValueError(f"{name} has {len(images)} images; {max(counts)} are to be measured")
     known = extractor(reference)
-    seen = {name: extractor(images[: max(counts)]) for name, images in sets.items()}
+    seen = {}
+    for name, images in sets.items():
+        try:
+            seen[name] = extractor(images[: max(counts)])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     return {
         n: {
             name: distances(features[:n], known, extractor, subset_size=subset_size, seed=seed)
@@ -316,8 +335,8 @@ class Neighbors:
 
 @torch.no_grad()
 def nearest_neighbors(
-    images: Float[Tensor, "images *shape"],
-    reference: Float[Tensor, "reference *shape"],
+    images: Shaped[Tensor, "images *shape"],
+    reference: Shaped[Tensor, "reference *shape"],
     *,
     count: int = 1,
     features: Callable[[Tensor], Tensor] | None = None,
@@ -329,8 +348,9 @@ def nearest_neighbors(
     the training set as new images of the same kind are.
 
     Args:
-        images: samples, on the device of `reference`.
-        reference: the training images.
+        images: samples, on the device of `reference`; images by the rule of
+            `ncsn_core.data.as_images`, or points `[images, dimension]`, floats both.
+        reference: the training images, likewise.
         count: number of neighbors.
         features: maps a batch of images to [batch, features], in which distances are then taken;
             None compares pixels.
@@ -349,9 +369,11 @@ def nearest_neighbors(
             f"images and reference must have one shape; got {tuple(images.shape[1:])} and "
             f"{tuple(reference.shape[1:])}"
         )
+    images, reference = _comparable(images), _comparable(reference)
 
     def described(batch: Tensor) -> Tensor:
-        return (batch if features is None else features(batch)).flatten(1)
+        unit = to_unit(batch) if batch.dtype == torch.uint8 else batch
+        return (unit if features is None else features(unit)).flatten(1)
 
     known = torch.cat([described(batch) for batch in reference.split(batch_size)])
     found = [
@@ -359,6 +381,15 @@ def nearest_neighbors(
         for batch in images.split(batch_size)
     ]
     return Neighbors(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """Images by the one rule; points as they are."""
+    if x.ndim == 4:
+        return as_images(x)
+    if not x.is_floating_point():
+        raise ValueError(f"points are floats; got {x.dtype}. ncsn_core.data.to_unit makes them")
+    return x
 
 
 def dark_pixels(images: Tensor) -> Tensor:

@@ -106,13 +106,14 @@ def autocorrelation(
         ValueError: for a series that does not vary.
     """
     steps = len(chains)
-    deviations = chains.double() - (chains.double().mean() if mean is None else mean)
+    series = chains.cpu().double()  # Apple's GPUs have no float64
+    deviations = series - (series.mean() if mean is None else mean)
     spectrum = torch.fft.rfft(deviations, n=2 * steps, dim=0)
     sums = torch.fft.irfft(spectrum.abs().square(), n=2 * steps, dim=0)[:steps].sum(1)
-    covariances = sums / torch.arange(steps, 0, -1, device=chains.device)
+    covariances = sums / torch.arange(steps, 0, -1)
     if covariances[0] <= 0:
         raise ValueError("the series does not vary, and has no autocorrelation")
-    return (covariances / covariances[0]).float()
+    return (covariances / covariances[0]).float().to(chains.device)
 
 
 def autocorrelation_time(
@@ -124,7 +125,7 @@ def autocorrelation_time(
     do so there is only noise left (the initial monotone sequence of Geyer 1992).  A chain that is
     not many times longer than τ gives too small a value.
     """
-    rho = autocorrelation(chains, mean=mean).double()
+    rho = autocorrelation(chains, mean=mean).cpu().double()
     pairs = rho[: len(rho) // 2 * 2].reshape(-1, 2).sum(1)
     return float(2 * pairs.cummin(0).values.clamp(min=0).sum() - 1)
 
@@ -164,14 +165,15 @@ def binned(
         raise ValueError("bins need at least two edges, in increasing order")
     bin_of = torch.bucketize(by, limits, right=True) - 1
     inside = (bin_of >= 0) & (bin_of < len(limits) - 1)
-    index, wide = bin_of[inside], values[inside].double()
+    index, wide = bin_of[inside].cpu(), values[inside].cpu().double()
     zeros = wide.new_zeros(len(limits) - 1)
     count = zeros.index_add(0, index, torch.ones_like(wide))
     mean = zeros.index_add(0, index, wide) / count
     squares = zeros.index_add(0, index, (wide - mean[index]).square())
     standard_error = (squares / (count - 1) / count).sqrt()
     standard_error[count < 2] = float("nan")
-    return Binned(limits, mean.to(values), standard_error.to(values), count.long())
+    found = (mean.to(values.dtype), standard_error.to(values.dtype), count.long())
+    return Binned(limits, *(column.to(values.device) for column in found))
 
 
 def intrinsic_dimension(x: Points, neighbors: int = 20, *, batch_size: int = 1000) -> float:
@@ -209,7 +211,7 @@ def _nearest_distances(
     for some in x.split(batch_size):
         # The smallest distance is that of a point to itself.
         distances = torch.cdist(some, x, compute_mode="donot_use_mm_for_euclid_dist")
-        found.append(distances.topk(neighbors + 1, largest=False).values[:, 1:].double())
+        found.append(distances.topk(neighbors + 1, largest=False).values[:, 1:].cpu().double())
     nearest = torch.cat(found)
     if (nearest[:, 0] == 0).any():
         raise ValueError("some points occur twice; their distance has no logarithm")
@@ -255,7 +257,7 @@ class Recorder:
         self.ratios[state.level].append(drift_norm / noise_norm)  # of each chain; a GPU goes on
 
         if state.step == self.steps - 1:
-            pixels = state.x[:, self.dark.to(state.x.device)].double()
+            pixels = state.x[:, self.dark.to(state.x.device)].cpu().double()
             sums = [float(pixels.sum()), float(pixels.square().sum()), float(pixels.numel())]
             self.dark_sums[state.level] += torch.tensor(sums, dtype=torch.float64)
             if first == 0:
@@ -279,5 +281,5 @@ class Recorder:
             "ends": torch.stack(self.ends, dim=1),
             "dark_mean": mean.float(),
             "dark_std": (squares / count - mean**2).clamp(min=0).sqrt().float(),
-            "snr": torch.stack([torch.cat(r).double().mean() for r in self.ratios]).float().cpu(),
+            "snr": torch.stack([torch.cat(r).cpu().double().mean() for r in self.ratios]).float(),
         }

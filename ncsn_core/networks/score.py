@@ -62,6 +62,7 @@ class NoiseConditionalScore(nn.Module):
         Raises:
             ValueError: when a σ is not on the ladder.
         """
+        sigma = sigma.to(x.device)
         matches = sigma[:, None] == self.sigmas
         known = matches.any(dim=1)
 
@@ -103,7 +104,7 @@ class EnergyScore(NoiseConditionalScore):
         Raises:
             ValueError: when a σ is not on the ladder.
         """
-        return sigma**2 / 2 * super().forward(x, sigma).flatten(1).square().sum(1)
+        return sigma.to(x.device) ** 2 / 2 * super().forward(x, sigma).flatten(1).square().sum(1)
 
     def forward(self, x: Batch, sigma: PerSample) -> Batch:
         """Scores of `x`, each at its own σ; differentiable once more.
@@ -150,7 +151,7 @@ class ContinuousScore(NoiseConditionalScore):
         super().__init__(network, sigmas, autocast=autocast)
         if len(sigmas) < 2:
             raise ValueError("a score of continuous sigma needs at least two levels")
-        logs = sigmas.double().log()
+        logs = sigmas.cpu().double().log()
         if not torch.allclose(logs.diff(), (logs[-1] - logs[0]) / (len(logs) - 1), atol=1e-4):
             raise ValueError("the levels must be in geometric progression")
         if not data_std > 0:
@@ -164,7 +165,7 @@ class ContinuousScore(NoiseConditionalScore):
         Raises:
             ValueError: when a σ lies beyond the ends of the ladder.
         """
-        sigma_max, sigma_min = self.sigmas[0], self.sigmas[-1]
+        sigma, sigma_max, sigma_min = sigma.to(x.device), self.sigmas[0], self.sigmas[-1]
         known = (sigma <= sigma_max * (1 + 1e-5)) & (sigma >= sigma_min * (1 - 1e-5))
         require(
             known.all(),

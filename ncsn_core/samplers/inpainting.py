@@ -2,10 +2,11 @@
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
+from ncsn_core._checks import check_unit_range, image_shape_of
 from ncsn_core._types import Batch, Ladder, NoiseConditional
 from ncsn_core.errors import UnknownNameError
 from ncsn_core.parametrizations import denoiser_from_score
@@ -25,7 +26,7 @@ def inpaint(
     sigmas: Ladder,
     *,
     images: Batch,
-    known: Bool[Tensor, "*shape"],
+    known: Tensor | np.ndarray,
     known_noise: KnownNoise = "level",
     epsilon: float = 2e-5,
     steps_per_level: int = 100,
@@ -47,8 +48,9 @@ def inpaint(
         score: maps (x `[batch, *shape]`, σ [batch]) to a tensor like x.
         x: where the chains start; only the unknown pixels matter.  Not modified.
         sigmas: the ladder, from the largest noise to the smallest.
-        images: of which only the known pixels are used.
-        known: mask, True where a pixel is known, for all images alike.
+        images: of which only the known pixels are used; floats, in [0, 1] for a network of images.
+        known: mask, True where a pixel is known, for all images alike; bool, or numbers that are
+            only 0 and 1.  Of the shape of one image, or [height, width] for all of its channels.
         known_noise: when the noise of the known pixels is drawn: once a "level", as in Algorithm 2;
             anew at every "step", as in the authors' later code; or "none", which puts them in place
             as they are.
@@ -63,12 +65,15 @@ def inpaint(
         The last samples, not clipped.
 
     Raises:
-        ValueError: for an invalid ladder, ε or T, images of another shape than `x`, a mask that
-            is not one image, known pixels that are not finite, another `known_noise`, or a score
+        ValueError: for an invalid ladder, ε or T, images of another shape than `x` or in another
+            range than [0, 1] for a network of images, a mask that is not one image or says more
+            than yes and no, known pixels that are not finite, another `known_noise`, or a score
             that changes the shape.
         FloatingPointError: when a score is not finite, naming σ and the evaluation.
     """
-    _check(x, images, known, known_noise)
+    mask = _mask(known, x)
+    _check(score, x, images, mask, known_noise)
+    images = images.to(x)
 
     def noised(sigma_i: float) -> Tensor:
         if known_noise == "none":
@@ -79,28 +84,53 @@ def inpaint(
     for i, (sigma_i, alpha) in enumerate(zip(sigmas.tolist(), alphas, strict=True)):
         sigma = sigmas[i].expand(len(x))
         y = noised(sigma_i)
-        x = torch.where(known, y, x)
+        x = torch.where(mask, y, x)
         for t in steps(steps_per_level):
             s = score(x, sigma)
             x = langevin_step(x, s, alpha, normal_like(x, generator))
             if known_noise == "step":
                 y = noised(sigma_i)
-            x = torch.where(known, y, x)
+            x = torch.where(mask, y, x)
             if callback is not None:
                 callback(State(i, t, sigma_i, alpha, x, s))
     if denoise:
-        x = torch.where(known, images, denoiser_from_score(score)(x, sigma))
+        x = torch.where(mask, images, denoiser_from_score(score)(x, sigma))
     return x
 
 
-def _check(x: Tensor, images: Tensor, known: Tensor, known_noise: str) -> None:
-    """What `inpaint` raises before the first evaluation."""
-    if images.shape != x.shape or known.shape != x.shape[1:]:
+def _mask(known: Tensor | np.ndarray, x: Tensor) -> Tensor:
+    """A mask of any type as bool, of the shape of one image of `x`."""
+    mask = torch.as_tensor(known).to(x.device)
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
-            f"the images have the shape of x, {tuple(x.shape)}, and the mask that of one image; "
-            f"got {tuple(images.shape)} and {tuple(known.shape)}"
+            "a mask is True (or 1) where a pixel is known and False (or 0) where it is to be "
+            f"filled in; this one, {mask.dtype}, holds other values: compare it first, as in "
+            f"mask > 0.5"
         )
-    if not torch.isfinite(images[:, known]).all():
+    if x.ndim == 4 and mask.shape in (x.shape[2:], (1, *x.shape[2:])):
+        mask = mask.expand(x.shape[1:])
+    if mask.shape != x.shape[1:]:
+        raise ValueError(
+            f"the mask, True where a pixel is known, has the shape of x without its first axis, "
+            f"{tuple(x.shape[1:])}; got {tuple(mask.shape)}"
+        )
+    return mask.bool()
+
+
+def _check(score: object, x: Tensor, images: Tensor, mask: Tensor, known_noise: str) -> None:
+    """What `inpaint` raises before the first evaluation."""
+    if images.shape != x.shape:
+        raise ValueError(
+            f"the images have the shape of x, {tuple(x.shape)}; got {tuple(images.shape)}"
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"the images are floats; got {images.dtype}: ncsn_core.data.to_unit makes them"
+        )
+    seen = images[:, mask]
+    if not torch.isfinite(seen).all():
         raise ValueError("some known pixels are not finite")
+    if image_shape_of(score) is not None and seen.numel():
+        check_unit_range(seen)
     if known_noise not in get_args(KnownNoise):
         raise UnknownNameError("known_noise", known_noise, get_args(KnownNoise))

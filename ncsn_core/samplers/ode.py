@@ -194,7 +194,7 @@ def log_likelihood(
 
 def _flat(x: Tensor) -> np.ndarray:
     """The numbers of a tensor, as SciPy wants them."""
-    return x.detach().double().cpu().numpy().ravel()
+    return x.detach().cpu().double().numpy().ravel()
 
 
 def _shaped(flat: np.ndarray, like: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ def sampler(advice: str = "") -> Callable[[Sampler], Sampler]:
 def guarded(advice: str = "") -> Callable[[Sampler], Sampler]:
     """A decorator for what asks a score: no gradients, and every answer of the score is checked.
 
+    Tensors that are given besides x, such as noise levels, images and masks, go to its device.
+
     Args:
         advice: what the user can do about a score that is not finite.
     """
@@ -70,11 +72,17 @@ def guarded(advice: str = "") -> Callable[[Sampler], Sampler]:
         @torch.no_grad()
         @later()
         def sample(score: Callable[..., Tensor], x: Tensor, *arguments: Any, **options: Any) -> Any:
+            arguments = tuple(_beside(x, value) for value in arguments)
+            options = {name: _beside(x, value) for name, value in options.items()}
             return function(checked(score, advice), x, *arguments, **options)
 
         return cast(Sampler, sample)
 
     return decorate
+
+
+def _beside(x: Tensor, value: Any) -> Any:
+    return value.to(x.device) if isinstance(value, Tensor) else value
 
 
 def checked(score: Callable[..., Tensor], advice: str = "") -> Callable[..., Tensor]:
@@ -101,4 +109,5 @@ def checked(score: Callable[..., Tensor], advice: str = "") -> Callable[..., Ten
         require(torch.isfinite(s).all(), error)
         return s
 
+    checked_score.network = getattr(score, "network", None)  # type: ignore[attr-defined]
     return checked_score
