@@ -62,6 +62,9 @@ def test_overrides_replace_single_values():
     ("arguments", "message"),
     [
         ({"preset": "mnits"}, "unknown preset 'mnits'; known: mnist, fashion_mnist, cifar10"),
+        ({"preset": ""}, "unknown preset ''; known: mnist"),
+        ({"preset": "a\0b"}, "unknown preset .*; known: mnist"),
+        ({"preset": "a" * 5000}, "unknown preset 'aaa.*; known: mnist"),
         ({"profile": "tpu"}, "unknown profile 'tpu'; known: smoke, cpu, gpu"),
         ({"learning_rte": 1e-3}, "unknown setting 'learning_rte'; known: .*learning_rate"),
         ({"rate_schedule": "linear"}, "'linear'; known: constant, cosine"),
