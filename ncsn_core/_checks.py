@@ -104,12 +104,11 @@ def check_unit_range(x: Tensor) -> None:
         least, most = float(low), float(high)
         if not (math.isfinite(least) and math.isfinite(most)):
             return ValueError("some pixels are NaN or infinite: leave those images out")
-        if least >= DARKEST:
-            how = f"divide by {255 if most <= 256 else 65535}"
-        elif least >= -1.01 and most <= 1.01:
+        how = "undo their normalization, x · std + mean, or clip samples with clamp(0, 1)"
+        if -1.01 <= least < -0.75 and most <= 1.01:
             how = "from [−1, 1] they get there by (x + 1) / 2"
-        else:
-            how = "undo their normalization, x · std + mean, or clip samples with clamp(0, 1)"
+        elif least >= DARKEST and most > 32:
+            how = f"divide by {255 if most <= 256 else 65535}"
         return ValueError(
             f"floats are images in [0, 1], and these reach from {least:.3g} to {most:.3g}: {how}"
         )

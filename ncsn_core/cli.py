@@ -13,6 +13,7 @@ import click
 import ncsn_core
 from ncsn_core.distributed import close, global_rank
 from ncsn_core.errors import NCSNError, NCSNWarning
+from ncsn_core.files import is_there
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +179,7 @@ def train(
     from ncsn_core.config import config_for, load_config, presets
 
     values = ({"image_size": size} if size else {}) | {"seed": seed} | parse_settings(settings)
-    own = None if preset in presets() or not Path(preset).exists() else _read_own(preset, values)
+    own = _read_own(preset, values) if preset not in presets() and is_there(preset) else None
     config = config_for(own, profile, **values) if own else load_config(preset, profile, **values)
     name = Path(preset).resolve().stem if own else preset
     if own and config.batch_size == len(own.split()[0]) and not global_rank():
@@ -675,7 +676,7 @@ def _real_images(
             load_images(name, "test", download=download, size=size),
         )
     place = source or name
-    if not Path(place).exists():
+    if not is_there(place):
         raise NCSNError(
             f"the images of {model.name!r}, {place}, are not here: name them by --images"
         )

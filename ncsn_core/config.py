@@ -13,6 +13,7 @@ import yaml
 
 from ncsn_core._types import Ladder
 from ncsn_core.errors import UnknownNameError
+from ncsn_core.files import is_there
 from ncsn_core.schedules import geometric_ladder
 
 if TYPE_CHECKING:
@@ -315,7 +316,7 @@ def load_config(preset: str = "mnist", profile: str = "smoke", **overrides: Any)
         NCSNError: for a path as `ncsn_core.data.read_images`.
     """
     if preset not in presets():
-        if not Path(preset).exists():
+        if not is_there(preset):
             hint = "A folder of images, an .npz or an .npy file works too, and there is none here"
             raise UnknownNameError("preset", preset, presets(), hint)
         from ncsn_core.data.own import read_images

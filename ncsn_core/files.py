@@ -21,6 +21,14 @@ GRACE = 3.0  # seconds in which a soft lock is found to be stale
 TEMPORARY = re.compile(r"\.ncsn-[0-9a-f]{8}\.tmp(\.\w+)?")
 
 
+def is_there(path: object) -> bool:
+    """Whether something that may be a path, or any other word, is that of a file or folder."""
+    try:
+        return bool(path) and Path(str(path)).exists()
+    except (OSError, ValueError):  # too long for a name, or with a zero in it
+        return False
+
+
 def temporary(path: Path, suffix: str = "") -> Path:
     """A new name beside `path` for what is being written; no other program uses such a name."""
     return path.with_name(f".ncsn-{secrets.token_hex(4)}.tmp{suffix}")

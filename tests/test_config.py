@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from ncsn_core.config import (
@@ -64,6 +65,9 @@ def test_overrides_replace_single_values():
     ("arguments", "message"),
     [
         ({"preset": "mnits"}, "unknown preset 'mnits'; known: mnist, fashion_mnist, cifar10"),
+        ({"preset": ""}, "unknown preset ''; known: mnist"),
+        ({"preset": "a\0b"}, "unknown preset .*; known: mnist"),
+        ({"preset": "a" * 5000}, "unknown preset 'aaa.*; known: mnist"),
         ({"profile": "tpu"}, "unknown profile 'tpu'; known: smoke, cpu, gpu"),
         ({"learning_rte": 1e-3}, "unknown setting 'learning_rte'; known: .*learning_rate"),
         ({"rate_schedule": "linear"}, "'linear'; known: constant, cosine"),
@@ -72,6 +76,14 @@ def test_overrides_replace_single_values():
 def test_unknown_names_list_the_known_ones(arguments, message):
     with pytest.raises(UnknownNameError, match=message):
         load_config(**arguments)
+
+
+def test_a_path_stands_where_a_preset_does(tmp_path):
+    np.save(tmp_path / "mine.npy", np.zeros((5, 10, 12, 3), np.uint8))
+    config = load_config(str(tmp_path / "mine.npy"), "cpu", image_size=8, steps=7)
+    assert (config.preset, config.dataset) == ("own", str(tmp_path / "mine.npy"))
+    assert (config.image_size, config.image_channels, config.channels) == (8, 1, 16)
+    assert (config.steps, config.batch_size, config.flip) == (7, 4, False)
 
 
 def test_every_profile_has_a_budget_for_evaluation_and_others_are_refused():

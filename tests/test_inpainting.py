@@ -223,6 +223,7 @@ def test_bad_settings_are_refused():
         ),
         ({"known": HALF.float() * 0.7}, r"True \(or 1\) where a pixel is known and .*other values"),
         ({"known": HALF.byte() * 255}, r"True \(or 1\) where a pixel is known and .*other values"),
+        ({"known": "half"}, "True where a pixel is known"),
         ({"known": HALF * math.nan}, r"True \(or 1\) where a pixel is known"),
         (
             {"images": torch.full((3, 2, 2), 9, dtype=torch.uint8), "x": torch.zeros(3, 2, 2)},
@@ -241,6 +242,8 @@ def test_a_mask_of_zeros_and_ones_is_one_of_any_type(kind):
     known = HALF.to(getattr(torch, kind))
     assert torch.equal(fill(images, known), expected)
     assert torch.equal(fill(images, known.numpy()), expected)
+    got = fill(images.numpy(), known.numpy(), x=torch.zeros(3, 2, 2))
+    assert torch.equal(got, expected)
 
 
 def test_a_mask_without_channels_is_for_all_of_them():

@@ -359,6 +359,9 @@ def test_accuracy_counts_the_hits(classifier, digits):
     labels[:20] = (labels[:20] + 1) % 10
     assert accuracy(classifier, digits[:50], predicted) == 1.0
     assert accuracy(classifier, digits[:50], labels, batch_size=7) == 0.6
+    assert accuracy(classifier, (digits[:50] * 255).round().byte().numpy(), labels) == 0.6
+    with pytest.raises(ValueError, match="divide by 255"):
+        accuracy(classifier, digits[:50] * 255, labels)
 
 
 def test_classifier_shapes(classifier, digits):
@@ -409,6 +412,8 @@ def test_neighbors_of_bytes_are_those_of_the_same_floats():
     images, unit = reference[[4, 9]], reference / 255
     assert nearest_neighbors(images, unit).index.tolist() == [[4], [9]]
     assert nearest_neighbors(unit[[4, 9]], reference).index.tolist() == [[4], [9]]
+    last = images.movedim(1, 3).numpy()
+    assert nearest_neighbors(last, reference.numpy()).index.tolist() == [[4], [9]]
     with pytest.raises(ValueError, match="divide by 255"):
         nearest_neighbors(images.float(), reference)
 

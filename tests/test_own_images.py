@@ -59,6 +59,8 @@ def test_a_little_noise_is_clipped_as_a_screen_would():
         (COLOR.float(), "divide by 255"),
         (COLOR.float() * 257, "divide by 65535"),
         ((COLOR / 255 - 0.45) / 0.22, "undo their normalization"),
+        (COLOR / 100, r"clamp\(0, 1\)"),
+        (COLOR / 255 - 0.5, r"clamp\(0, 1\)"),
         (COLOR.int() * 257, "16 bit become 8"),
         (COLOR.int() - 128, "bytes, 0…255"),
         ((COLOR > 128).long(), "only 0 and 1"),

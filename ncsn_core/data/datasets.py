@@ -21,6 +21,7 @@ from ncsn_core.data.idx import read_idx
 from ncsn_core.data.pixels import AnyImages, as_images
 from ncsn_core.devices import pick_device
 from ncsn_core.errors import CorruptFileError, MissingDataError, NCSNError, UnknownNameError
+from ncsn_core.files import is_there
 from ncsn_core.randomness import generator_for
 
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "celeba")
@@ -85,7 +86,7 @@ def load_images(
         NCSNError: when another process is downloading it.
         ValueError: for a size that does not divide that of the images.
     """
-    if name not in DATASETS and split in SPLITS and Path(name).exists():
+    if name not in DATASETS and split in SPLITS and is_there(name):
         from ncsn_core.data.own import read_images
 
         return read_images(name, size=size).split()[SPLITS.index(split)].to(pick_device(device))

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 import ncsn_core.checkpoints as checkpoints
 import ncsn_core.provenance as provenance
 from ncsn_core.data.datasets import load_images, load_labels, to_unit
+from ncsn_core.data.pixels import AnyImages, as_images
 from ncsn_core.errors import NonFiniteLossError
 from ncsn_core.pretrained import Model, model
 from ncsn_core.randomness import generator_for
@@ -177,14 +178,19 @@ def class_counts(
 
 def accuracy(
     classifier: Classifier,
-    x: Float[Tensor, "count 1 28 28"],
+    x: AnyImages,
     labels: Int[Tensor, " count"],
     *,
     batch_size: int = 500,
 ) -> float:
-    """Fraction of images in [0, 1] whose most probable class is the label."""
+    """Fraction of images, by the rule of `data.as_images`, whose most probable class is the label.
+
+    Raises:
+        ValueError: as `ncsn_core.data.as_images`.
+    """
+    x = as_images(x, channels=1)
     hits = sum(
-        int((classifier(images).argmax(1) == truth).sum())
+        int((classifier(to_unit(images)).argmax(1) == truth).sum())
         for images, truth in zip(x.split(batch_size), labels.split(batch_size), strict=True)
     )
     return hits / len(x)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ncsn_core._checks import check_clean
 from ncsn_core._types import Ladder, NoiseConditional
 from ncsn_core.data.datasets import to_unit
-from ncsn_core.data.pixels import as_images
+from ncsn_core.data.pixels import as_images, as_tensor
 from ncsn_core.metrics.features import PARTS, Extractor, Inception, inception_score
 from ncsn_core.randomness import normal_like
 from ncsn_core.schedules import per_sample
@@ -33,7 +34,7 @@ class LevelStatistics:
 @torch.no_grad()
 def level_statistics(
     score: NoiseConditional,
-    x: Shaped[Tensor, "count *shape"],
+    x: Shaped[Tensor, "count *shape"] | np.ndarray,
     sigmas: Ladder,
     *,
     batch_size: int = 250,
@@ -52,7 +53,8 @@ def level_statistics(
         ValueError: for a network of images, data in another range, as
             `ncsn_core.data.as_images`; data that are not finite floats.
     """
-    x = to_unit(x) if x.dtype == torch.uint8 else x
+    if not isinstance(x, Tensor) or x.dtype == torch.uint8:
+        x = to_unit(x)
     check_clean(score, x)
     losses = torch.empty(len(sigmas), len(x))
     norms = torch.empty(len(sigmas), len(x))
@@ -335,8 +337,8 @@ class Neighbors:
 
 @torch.no_grad()
 def nearest_neighbors(
-    images: Shaped[Tensor, "images *shape"],
-    reference: Shaped[Tensor, "reference *shape"],
+    images: Tensor | np.ndarray,
+    reference: Tensor | np.ndarray,
     *,
     count: int = 1,
     features: Callable[[Tensor], Tensor] | None = None,
@@ -364,12 +366,12 @@ def nearest_neighbors(
         raise ValueError(
             f"count must lie between 1 and the {len(reference)} reference images; got {count}"
         )
+    images, reference = _comparable(images), _comparable(reference)
     if images.shape[1:] != reference.shape[1:]:
         raise ValueError(
             f"images and reference must have one shape; got {tuple(images.shape[1:])} and "
             f"{tuple(reference.shape[1:])}"
         )
-    images, reference = _comparable(images), _comparable(reference)
 
     def described(batch: Tensor) -> Tensor:
         unit = to_unit(batch) if batch.dtype == torch.uint8 else batch
@@ -383,8 +385,9 @@ def nearest_neighbors(
     return Neighbors(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
 
 
-def _comparable(x: Tensor) -> Tensor:
+def _comparable(x: Tensor | np.ndarray) -> Tensor:
     """Images by the one rule; points as they are."""
+    x = as_tensor(x)
     if x.ndim == 4:
         return as_images(x)
     if not x.is_floating_point():

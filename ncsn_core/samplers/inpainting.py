@@ -25,7 +25,7 @@ def inpaint(
     x: Batch,
     sigmas: Ladder,
     *,
-    images: Batch,
+    images: Batch | np.ndarray,
     known: Tensor | np.ndarray,
     known_noise: KnownNoise = "level",
     epsilon: float = 2e-5,
@@ -71,7 +71,7 @@ def inpaint(
             that changes the shape.
         FloatingPointError: when a score is not finite, naming σ and the evaluation.
     """
-    mask = _mask(known, x)
+    mask, images = _mask(known, x), torch.as_tensor(images)
     _check(score, x, images, mask, known_noise)
     images = images.to(x)
 
@@ -100,7 +100,13 @@ def inpaint(
 
 def _mask(known: Tensor | np.ndarray, x: Tensor) -> Tensor:
     """A mask of any type as bool, of the shape of one image of `x`."""
-    mask = torch.as_tensor(known).to(x.device)
+    try:
+        mask = torch.as_tensor(known).to(x.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "a mask is an array or tensor, True where a pixel is known and False where it is to be "
+            f"filled in; got {type(known).__name__}"
+        ) from error
     if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
             "a mask is True (or 1) where a pixel is known and False (or 0) where it is to be "
