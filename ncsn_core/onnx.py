@@ -87,7 +87,7 @@ class _Graph:
         import onnx
         from onnx import helper
 
-        image = ["batch", *self.shape]
+        image: list[str | int | None] = ["batch", *self.shape]
         graph = helper.make_graph(
             self.nodes,
             "score",
