@@ -399,7 +399,7 @@ def inpaint(
     if images in DATASETS:
         clean = load_images(images, "test", size=shape[-1])[:count]
     else:
-        own = read_images(images, size=shape[-1], channels=shape[0])
+        own = read_images(images, size=shape[-1], channels=shape[0], fewest=1)
         clean = own.images[:count]
         for note in own.notes:
             _say(f"ncsn: {note}")
@@ -440,15 +440,26 @@ def _known(mask: str, shape: tuple[int, ...]) -> "torch.Tensor":
         return known
     try:
         with Image.open(mask) as picture:
+            solid = "A" not in picture.getbands() and "transparency" not in picture.info
+            alpha = picture.convert("RGBA").getchannel("A")
+            solid = solid or alpha.getextrema() == (255, 255)
             values = pil_to_tensor(picture.convert("L"))
     except (OSError, UnidentifiedImageError) as error:
         raise NCSNError(
             f"--mask is 'half' or a picture, and {mask} cannot be read: {error}"
         ) from error
+    if not solid:
+        raise NCSNError(
+            f"the mask {mask} is transparent: paint white what is known, black the rest"
+        )
+    if values.shape[1:] == shape[1:] and len(values.unique()) == 1:
+        raise NCSNError(
+            f"the mask {mask} has one gray level: white (255) is known, black is to be filled in"
+        )
     if values.shape[1:] != shape[1:] or not ((values == 0) | (values == 255)).all():
         raise NCSNError(
-            f"the mask {mask} has to be {shape[1]} × {shape[2]} pixels of white, where a pixel is "
-            f"known, and black; it is {values.shape[1]} × {values.shape[2]}, in "
+            f"the mask {mask} has to be {shape[1]} × {shape[2]} pixels of white (255), where a "
+            f"pixel is known, and black (0); it is {values.shape[1]} × {values.shape[2]}, in "
             f"{len(values.unique())} gray levels"
         )
     return known | (values == 255)
@@ -616,7 +627,7 @@ def compare(
     download: bool,
     device: str,
 ) -> None:
-    """FID and KID of given images, SOURCE, beside those of held-out real ones, the floor.
+    """FID and KID of given images, SOURCE, next to those of held-out real ones, the floor.
 
     SOURCE is a folder of single images, or an .npz, .npy or .pt file, and so may be what it is
     compared with: a tenth of that is then held out.  SOURCE is cropped and scaled to the size of
@@ -626,6 +637,8 @@ def compare(
     For example:
         ncsn compare my/digits --with mnist
     """
+    import torch
+
     from ncsn_core.data import load_images, read_images
     from ncsn_core.devices import pick_device
     from ncsn_core.metrics.features import load_extractor
@@ -648,7 +661,9 @@ def compare(
         weights=inception_weights,
         download=download,
     )
-    sets = {"held-out images": held_out, "given images": found.images}
+    # Files are in the order of their names, and fewer than all must not be those of one kind.
+    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
+    sets = {"held-out images": held_out, "given images": found.images[order]}
     click.echo(f"compared with {len(reference):,} images, features of {extractor.name}")
     _say_distances(
         measure(sets, reference, extractor, (count // 2, count), subset_size=FEWEST // 2)

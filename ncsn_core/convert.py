@@ -335,6 +335,8 @@ def from_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         tensor = state[key].chunk(3, dim=1)[THIRDS.index(kind)] if kind in THIRDS else state[key]
         ours[name] = tensor.float()
+        if not ours[name].isfinite().all():
+            raise CorruptFileError(f"{key} holds NaN or infinity: this network has broken down")
     if misfits:
         raise CorruptFileError(
             "the tensors do not fit begin_conv and normalizer, which give the sizes: "

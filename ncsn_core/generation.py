@@ -24,7 +24,7 @@ from ncsn_core.files import exclusive
 from ncsn_core.networks.score import NoiseConditionalScore
 from ncsn_core.provenance import tensor_sha256
 from ncsn_core.randomness import generator_for, normal_like
-from ncsn_core.samplers import SAMPLERS, State
+from ncsn_core.samplers.state import State
 
 ADVICE = "The finished batches are kept: the same command draws the others"
 Key = tuple[int, int]
@@ -59,7 +59,7 @@ def draw_batch(
     x = torch.rand(size, *score.image_shape, device=device, generator=generator)
     if sampler != "annealed_langevin":
         x = x + sigmas[0] * normal_like(x, generator)
-    draw = SAMPLERS[sampler]
+    draw = _known()[sampler]
     if "generator" in inspect.signature(draw).parameters:
         options = options | {"generator": generator}
     return draw(score, x, sigmas, callback=callback, **options)
@@ -67,7 +67,7 @@ def draw_batch(
 
 def samplers() -> tuple[str, ...]:
     """Names of the samplers that need nothing but a noise-conditional score and numbers."""
-    found = {name: inspect.signature(draw).parameters for name, draw in SAMPLERS.items()}
+    found = {name: inspect.signature(draw).parameters for name, draw in _known().items()}
     return tuple(
         sorted(n for n, given in found.items() if "sigmas" in given and "images" not in given)
     )
@@ -198,6 +198,13 @@ def sample(
     return samples
 
 
+def _known() -> dict[str, Callable[..., Tensor]]:
+    """Every sampler by name; they are loaded when asked for."""
+    from ncsn_core.samplers import SAMPLERS
+
+    return SAMPLERS
+
+
 def _check_sampler(name: str) -> None:
     if name not in samplers():
         hint = "`ncsn_core.samplers` has others, which need more than a score of images"
@@ -209,7 +216,7 @@ def _with_defaults(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
     _check_sampler(sampler)
     known = {
         name: given.default
-        for name, given in inspect.signature(SAMPLERS[sampler]).parameters.items()
+        for name, given in inspect.signature(_known()[sampler]).parameters.items()
         if given.kind is given.KEYWORD_ONLY and name not in ("generator", "callback")
     }
     for name in options:

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from ncsn_core.checkpoints import MANIFEST, Record, load
+from ncsn_core.data import DATASETS
 from ncsn_core.pretrained import MODELS, Model
 
 CARD = "README.md"
@@ -40,7 +41,7 @@ def hub_card(model: Model, *, license: str | None = None, half: bool = False) ->
         "library_name": "ncsn-core",
         "pipeline_tag": "unconditional-image-generation",
         "tags": ["score-matching", "langevin-dynamics", "ncsn", "safetensors"],
-        "datasets": [model.config["dataset"]],
+        "datasets": [name for name in [model.config["dataset"]] if name in DATASETS],
     }
     if bundles:
         front["metrics"] = ["fid"]

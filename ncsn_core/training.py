@@ -95,7 +95,7 @@ def train(
         raise NCSNError("compiled normalizations have no second derivatives, which this needs")
     config, own = _own(config, images)
     previous = previous_run(config, folder)
-    if previous is not None and _is_finished(previous, config, start_from):
+    if previous is not None and _is_finished(previous, config, start_from, own):
         return model(previous)
     check_start(config, start_from)
     before = {} if previous is None else previous.sessions[-1]
@@ -165,6 +165,8 @@ def previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     # A setting that is newer than the run has its default.
     found = {field.name: field.default for field in fields(config)} | previous.config
     changed = [k for k, v in wanted.items() if found.get(k) != v and k not in PLANNED]
+    if config.dataset not in DATASETS and found["dataset"] not in DATASETS and "dataset" in changed:
+        changed.remove("dataset")  # where one's own images are; which they are, their hash tells
     if changed:
         raise NCSNError(
             f"the folder {folder.name!r} holds a run with another configuration "
@@ -173,12 +175,17 @@ def previous_run(config: TrainingConfig, folder: Path) -> Record | None:
     return previous
 
 
-def _is_finished(previous: Record, config: TrainingConfig, start_from: Record | None) -> bool:
+def _is_finished(
+    previous: Record, config: TrainingConfig, start_from: Record | None, own: OwnImages | None
+) -> bool:
     """Whether a run has made all its steps.
 
     Raises:
-        NCSNError: when it began from other weights, or is an exported network and cannot go on.
+        NCSNError: when it began from other weights, is of other images of one's own, or is an
+            exported network and cannot go on.
     """
+    if own is not None:
+        _check_same_images(previous, tensor_sha256(own.split()[0][: config.train_images]))
     began = previous.provenance.get("started_from", {}).get("weights_sha256")
     if start_from is not None and not start_from.has_weights(began):
         raise NCSNError(
@@ -263,6 +270,7 @@ def _check_same_images(previous: Record, sha256: str) -> None:
     """Raise NCSNError when a run was of other images than those to go on with."""
     if previous.provenance.get("data_sha256", sha256) != sha256:
         raise NCSNError(
-            f"the run in {previous.name!r} was trained on other images than these: files were "
-            f"added, changed or removed since. Restore them, or train into another folder"
+            f"the run in {previous.folder} was trained on other images than these, on those of "
+            f"{previous.config['dataset']} as they were then. Restore them, or name another folder "
+            f"for this run (--folder)"
         )

@@ -280,7 +280,7 @@ def test_masks_that_are_none_are_refused_with_the_polarity(ncsn, tmp_path):
     Image.fromarray(np.full((28, 28), 128, np.uint8)).save(tmp_path / "gray.png")
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "small.png")
     (tmp_path / "text.png").write_text("none")
-    for name, says in (("gray", "white, where a pixel is known"), ("small", "it is 9 × 9")):
+    for name, says in (("gray", "one gray level: white (255) is known"), ("small", "it is 9 × 9")):
         code, _, err = ncsn("inpaint", "mnist", "mnist", "--mask", tmp_path / f"{name}.png")
         assert (code, says in err) == (1, True), err
     for name in ("text.png", "left", "."):

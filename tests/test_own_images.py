@@ -225,7 +225,7 @@ def test_a_file_that_holds_no_images_says_so(tmp_path):
     for name in ("objects.npy", "cut.npz"):
         with pytest.raises(CorruptFileError, match="cannot be read as a file of numbers"):
             read_images(tmp_path / name)
-    with pytest.raises(NCSNError, match="is one file, and images are a set"):
+    with pytest.raises(NCSNError, match="holds fewer than two images"):
         read_images(tmp_path / "one.png")
     with pytest.raises(MissingDataError, match="no file or folder"):
         read_images(tmp_path / "nowhere")
@@ -237,3 +237,36 @@ def test_a_tenth_is_held_out_whatever_the_order():
     assert (len(train), len(held_out)) == (36, 4)
     _, again = read_images(images.flip(0)).split()
     assert torch.equal(again.flip(0), held_out)
+
+
+# --- what others tried on it ----------------------------------------------------------------------
+
+
+def save_png(path, pixels, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint16 if mode == "I;16" else np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(("mode", "most"), [("L", 1), ("I;16", 255), ("I;16", 4080)])
+def test_pixels_in_a_small_part_of_their_range_are_refused_in_files_too(tmp_path, mode, most):
+    pixels = np.random.default_rng(0).integers(0, most + 1, (4, 8, 8))
+    for i, image in enumerate(pixels):
+        save_png(tmp_path / f"{i}.png", image, mode)
+    with pytest.raises(NCSNError, match="two blacks" if most == 1 else "less than a quarter"):
+        read_images(tmp_path)
+
+
+def test_one_picture_and_a_list_of_paths_are_read(tmp_path):
+    files = [save_png(tmp_path / f"{i}.png", np.full((6, 6), 100 * i)) for i in (1, 2)]
+    assert read_images(files[0], fewest=1).images.flatten().unique().tolist() == [100]
+    assert read_images(files).images.shape == (2, 1, 6, 6)
+    with pytest.raises(NCSNError, match="fewer than two"):
+        read_images(files[0])
+
+
+def test_arrays_with_their_count_last_or_flat_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="moveaxis"):
+        read_images(np.zeros((28, 28, 400), np.uint8))
+    with pytest.raises(NCSNError, match=r"reshape\(-1, 28, 28\)"):
+        read_images(np.full((400, 784), 7, np.uint8))

@@ -26,6 +26,8 @@ def check_destination(path: Path | str) -> None:
     """
     path = Path(path)
     ending = path.suffix.lower()
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise NCSNError(f"{path} is a device and no file: name a file or a folder")
     if path.is_dir() and ending in PICTURES + ARRAYS:
         raise NCSNError(f"{path} is a folder: name a file, or a folder without such an ending")
     if path.is_dir() and any(path.iterdir()):

@@ -25,6 +25,7 @@ ARRAY_FILES = (".npz", ".npy", ".pt")
 ARRAYS = ("images", "train_images", "x_train", "arr_0", "data", "x")
 """Names under which an .npz file of several arrays keeps its images, in the order of preference."""
 NAMED = 5  # of the files that are left out
+DEEP = "images of 16 bit scaled to 8"
 LUMA = (0.299, 0.587, 0.114)  # of ITU-R 601, as in most programs
 
 
@@ -60,7 +61,11 @@ class OwnImages:
 
 
 def read_images(
-    source: str | Path | AnyImages, *, size: int | None = None, channels: int | None = None
+    source: str | Path | AnyImages,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    fewest: int = 2,
 ) -> OwnImages:
     """Images of any source as one uint8 tensor, with what was done to them.
 
@@ -70,16 +75,19 @@ def read_images(
     left out, and named in the notes.
 
     Args:
-        source: a folder of image files; an .npz, .npy or .pt file; or images by the rule of
-            `ncsn_core.data.as_images`, 16 bit and transparent ones too.
+        source: a folder of image files, one of them, or a list of their paths; an .npz, .npy or .pt
+            file; or images by the rule of `ncsn_core.data.as_images`, 16 bit and transparent ones
+            too.
         size: crop to the central square and scale that to so many pixels, averaging where it
             shrinks.  None keeps the images, if all have one shape.
         channels: 1 makes them gray, 3 RGB.  None: gray if all of them are, else RGB.
+        fewest: how many there have to be.
 
     Raises:
         MissingDataError: when there is no such file or folder.
         CorruptFileError: when a file of arrays cannot be read.
-        NCSNError: for fewer than two images, or several shapes and no `size`.
+        NCSNError: for fewer images, for several shapes and no `size`, or for pixels that use a
+            small part of their range only, as those of 12 bit do in a file of 16.
         ValueError: for another `size` or `channels`, and as `ncsn_core.data.as_images`.
     """
     if size is not None and size < 1:
@@ -88,22 +96,36 @@ def read_images(
         raise ValueError(f"channels must be 1 or 3; got {channels}")
     did: Counter[str] = Counter()
     name = str(Path(source)) if isinstance(source, (str, Path)) else "own"
+    files = _files(source)
     left_out: list[tuple[str, str]] = []
-    if not isinstance(source, (str, Path)):
-        parts = _from_arrays(source, size, did)
-    elif Path(source).is_dir():
-        parts, left_out = _from_folder(Path(source), size, did)
+    if files is not None:
+        parts, left_out = _from_files(files, size, did)
     else:
-        parts = _from_arrays(_load(Path(source)), size, did)
-    missing = [_listed(left_out)] if left_out else []
-    if sum(map(len, parts)) < 2:
-        raise NCSNError(
-            ". ".join([f"{name} holds fewer than two images that can be read", *missing])
-        )
+        array = _load(Path(source)) if isinstance(source, (str, Path)) else as_tensor(source)
+        parts = _from_arrays(array, size, did)
+        if array.ndim == 2:
+            left_out = [("", f"shape {list(array.shape)} is one image: x.reshape(-1, 28, 28)")]
+    missing = [_listed(left_out)] if files is not None and left_out else [w for _, w in left_out]
+    if sum(map(len, parts)) < fewest:
+        wanted = "two images" if fewest == 2 else f"{fewest} image{'s' * (fewest != 1)}"
+        raise NCSNError(". ".join([f"{name} holds fewer than {wanted} that can be read", *missing]))
+    _check_depth(name, parts, did)
     gray = all(map(is_gray, parts)) if channels is None else channels == 1
     images = _joined([_to_gray(p, did) if gray else p.expand(-1, 3, -1, -1) for p in parts])
     notes = [f"{n:,} {what.replace('images', 'image', n == 1)}" for what, n in did.items()]
     return OwnImages(images, name, (*notes, *missing))
+
+
+def _check_depth(name: str, parts: list[Tensor], did: Counter[str]) -> None:
+    """Raise NCSNError where bytes or 16 bits hold numbers that use a small part of their range."""
+    brightest = max(int(part.max()) for part in parts)
+    if did[DEEP] == sum(map(len, parts)) and brightest <= 64:
+        raise NCSNError(
+            f"the images of 16 bit in {name} use less than a quarter of the range 0…65535, as 8, "
+            f"12 or 14 bit in a wider file do: scale them to the whole of it first"
+        )
+    if brightest == 1:
+        raise NCSNError(f"the pixels of {name} are only 0 and 1, two blacks: multiply them by 255")
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -126,17 +148,28 @@ def _listed(left_out: list[tuple[str, str]]) -> str:
 # --- from files ---------------------------------------------------------------------------------
 
 
-def _from_folder(
-    folder: Path, size: int | None, did: Counter[str]
+def _files(source: object) -> dict[Path, Path] | None:
+    """The image files of a source by the names to call them; None where it is no such thing."""
+    if isinstance(source, (list, tuple)) and source and isinstance(source[0], (str, Path)):
+        return {Path(one): Path(one) for one in source}
+    if not isinstance(source, (str, Path)):
+        return None
+    path = Path(source)
+    if path.is_dir():
+        inside = sorted(path.rglob("*"))
+        return {one.relative_to(path): one for one in inside if not one.is_dir()}
+    known = path.suffix.lower() in ARRAY_FILES or not path.is_file()
+    return None if known else {path: path}
+
+
+def _from_files(
+    files: dict[Path, Path], size: int | None, did: Counter[str]
 ) -> tuple[list[Tensor], list[tuple[str, str]]]:
     """Every image, [1, channel, height, width]; names of other files, with the reason."""
     parts, left_out = [], []
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            continue
-        name = path.relative_to(folder)
+    for name, path in files.items():
         try:
-            if any(part.startswith((".", "__MACOSX")) for part in name.parts):
+            if any(part.startswith((".", "__MACOSX")) for part in name.parts if part != ".."):
                 raise _LeftOut("hidden")
             done: Counter[str] = Counter()
             parts.append(_fitted(_read(path, done), size, done))
@@ -153,7 +186,7 @@ def _read(path: Path, did: Counter[str]) -> Tensor:
         values = torch.from_numpy(np.array(image, dtype=np.int64))
         return _from_16_bit(values[None, None], did)
     if deep:
-        did["images of 16 bit scaled to 8"] += 1
+        did[DEEP] += 1
     if image.mode == "F":
         try:
             return to_bytes(as_images(np.array(image)))
@@ -257,7 +290,7 @@ def _from_16_bit(x: Tensor, did: Counter[str], *, count: int = 1) -> Tensor:
     """0…65535 → uint8, rounded."""
     if int(x.min()) < 0 or int(x.max()) > 65535:
         raise _LeftOut("pixels of 32 bit")
-    did["images of 16 bit scaled to 8"] += count
+    did[DEEP] += count
     return ((x + 128) // 257).to(torch.uint8)
 
 

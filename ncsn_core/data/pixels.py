@@ -95,6 +95,11 @@ def _arranged(x: Tensor) -> Tensor:
             f"shape {shape} may be one color image or three gray ones: add the axis that is "
             f"missing, in front ([None]) or after the first ([:, None])"
         )
+    if x.ndim == 3 and shape[0] == shape[1] != shape[2] and shape[0] > 4 and shape[2] > 4:
+        raise ValueError(
+            f"shape {shape} seems to have its count last: move it to the front, as in "
+            f"np.moveaxis(x, -1, 0)"
+        )
     if x.ndim == 2:
         x = x[None, None]
     elif x.ndim == 3:  # one image, its channels first or last, or gray ones
