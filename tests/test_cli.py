@@ -283,6 +283,11 @@ def test_masks_that_are_none_are_refused_with_the_polarity(ncsn, tmp_path):
     for name, says in (("gray", "one gray level: white (255) is known"), ("small", "it is 9 × 9")):
         code, _, err = ncsn("inpaint", "mnist", "mnist", "--mask", tmp_path / f"{name}.png")
         assert (code, says in err) == (1, True), err
+    clear = np.zeros((28, 28, 4), np.uint8)
+    clear[:14, :, 3] = 255
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    code, _, err = ncsn("inpaint", "mnist", "mnist", "--mask", tmp_path / "clear.png")
+    assert (code, "is transparent: paint white" in err) == (1, True), err
     for name in ("text.png", "left", "."):
         code, _, err = ncsn("inpaint", "mnist", "mnist", "--mask", tmp_path / name)
         assert (code, "cannot be read" in err) == (1, True), err
@@ -597,6 +602,23 @@ def test_given_images_are_compared_beside_the_floor_of_as_many(
     code, _, err = ncsn("compare", tmp_path / "digits.npy", "--count", 50)
     assert code == 1
     assert "give 100 or more" in err
+
+
+def test_images_that_are_compared_are_a_random_choice(ncsn, tmp_path, mnist_train, monkeypatch):
+    """Files come in the order of their names, which may be that of their classes."""
+    by_brightness = mnist_train[mnist_train.flatten(1).float().mean(1).argsort()][:400]
+    np.save(tmp_path / "sorted.npy", by_brightness[:, 0].numpy())
+    seen = {}
+
+    def look(sets, *_, **__):
+        seen.update(sets)
+        return {}
+
+    monkeypatch.setattr(images, "measure", look)
+    monkeypatch.setattr(data, "load_images", lambda *_, **__: mnist_train[:500])
+    assert ncsn("compare", tmp_path / "sorted.npy", "--device", "cpu")[0] == 0
+    means = seen["given images"].flatten(1).float().mean(1)
+    assert abs(means[:200].mean() - means[200:].mean()) < 0.1 * means.mean()
 
 
 # --- export and the list of models -------------------------------------------------------------

@@ -226,7 +226,7 @@ def test_no_file_names_a_folder_of_somebodys_machine(tracked):
 @pytest.mark.parametrize(
     ("folder", "budget"),
     [
-        ("notebooks", 13),
+        ("notebooks", 13.5),
         ("ncsn_core/models", 12),
         ("ncsn_core/data", 11),
         ("ncsn_core/results", 2.75),

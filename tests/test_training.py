@@ -12,6 +12,7 @@ import sys
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -1050,6 +1051,23 @@ def test_a_run_goes_on_with_its_own_images_only(run_training, tmp_path):
         run_training(config, tmp_path / "run", images=255 - images)
     with pytest.raises(NCSNError, match="none were given: pass images="):
         run_training(config, tmp_path / "other")
+
+
+def test_own_images_are_known_by_their_pixels_wherever_they_are(run_training, tmp_path):
+    """Also in a finished run, which would otherwise answer for images that it has never seen."""
+    images = torch.randint(256, (20, 1, 8, 8)).byte()
+    for name, pixels in (("here", images), ("there", images), ("others", 255 - images)):
+        np.save(tmp_path / f"{name}.npy", pixels[:, 0].numpy())
+    settings = {"channels": 2, "steps": 2, "log_every": 1, "checkpoint_every": 1}
+
+    def train(name, **more):
+        own = read_images(tmp_path / f"{name}.npy")
+        return run_training(config_for(own, **settings), tmp_path / "run", images=own, **more)
+
+    train("here", minutes=0.0)
+    assert train("there").manifest["step"] == 2
+    with pytest.raises(NCSNError, match="trained on other images than these"):
+        train("others")
 
 
 def test_a_batch_holds_at_most_the_images_there_are():
