@@ -210,7 +210,7 @@ def test_every_process_says_what_went_wrong_and_which_it_is(monkeypatch, ncsn):
     said = []
     for rank in range(3):
         launched(monkeypatch, rank, 3)
-        said.append(ncsn("sample", "nothing", "--out", os.devnull)[2])
+        said.append(ncsn("sample", "nothing", "--out", "nothing.png")[2])
     for rank, text in enumerate(said):
         who = f"[process {rank}] " if rank else ""
         assert text.startswith(f"{who}ncsn: unknown checkpoint 'nothing'; known: ")
