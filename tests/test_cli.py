@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from scores import without_type_checks
 
 from ncsn_core import cli, data, devices, generation, pretrained, run, training
