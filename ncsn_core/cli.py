@@ -328,8 +328,7 @@ def sample(
     check_destination(out)
     target = pick_device(device)
     score = load(checkpoint).score(target, autocast=preferred_autocast(target))
-    given = {"steps_per_level": steps, "epsilon": epsilon, "denoise": denoise}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(steps_per_level=steps, epsilon=epsilon, denoise=denoise)
     if sampler is None:
         sampler = "annealed_langevin" if given else "reverse_diffusion"
     options = _chosen(sampler, score.sigmas, evaluations, given)
@@ -392,8 +391,7 @@ def inpaint(
     model = load(checkpoint)
     score = model.score(target, autocast=preferred_autocast(target))
     shape = score.image_shape
-    given = {"steps_per_level": steps, "epsilon": epsilon, "denoise": denoise}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(steps_per_level=steps, epsilon=epsilon, denoise=denoise)
     options = _chosen("inpaint", score.sigmas, evaluations, given)
     known = _known(mask, shape)
     if images in DATASETS:
@@ -463,6 +461,11 @@ def _known(mask: str, shape: tuple[int, ...]) -> "torch.Tensor":
             f"{len(values.unique())} gray levels"
         )
     return known | (values == 255)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _chosen(

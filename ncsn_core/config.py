@@ -231,10 +231,8 @@ def typed(kind: Any, **parameter: Any) -> Any:
 
 
 NOTHING = ("None", "none", "null", "")
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a word",
+WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+KINDS = WORDS | {
     bool: "True or False",
     dict: 'settings, such as {"steps": 20000}',
     list: 'a list, such as ["a", "b"]',
@@ -251,10 +249,9 @@ def _fits(value: object, kind: Any) -> bool:
 
 
 def _describe(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
-    if kind in words:
-        return words[kind]
-    return f"{words[int if kind == int | None else float]} or null"
+    if kind in WORDS:
+        return WORDS[kind]
+    return f"{WORDS[int if kind == int | None else float]} or null"
 
 
 class _Loader(yaml.SafeLoader):

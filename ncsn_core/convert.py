@@ -143,11 +143,6 @@ def convert(
     return model(record)
 
 
-def read_state(raw: bytes, name: str) -> dict[str, Tensor]:
-    """The tensors of `read_checkpoint` alone."""
-    return read_checkpoint(raw, name).state
-
-
 def read_checkpoint(raw: bytes, name: str) -> Found:
     """The network in what `torch.save` or safetensors wrote, by the authors' names.
 

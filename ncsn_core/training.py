@@ -184,8 +184,6 @@ def _is_finished(
         NCSNError: when it began from other weights, is of other images of one's own, or is an
             exported network and cannot go on.
     """
-    if own is not None:
-        _check_same_images(previous, tensor_sha256(own.split()[0][: config.train_images]))
     began = previous.provenance.get("started_from", {}).get("weights_sha256")
     if start_from is not None and not start_from.has_weights(began):
         raise NCSNError(
@@ -199,6 +197,8 @@ def _is_finished(
             f"export` ships it. Train into another folder, and begin with its weights: "
             f"--start-from {previous.folder} (start_from=)"
         )
+    if finished and own is not None:  # a run that goes on looks at what it is going to train on
+        _check_same_images(previous, tensor_sha256(own.split()[0][: config.train_images]))
     return finished
 
 

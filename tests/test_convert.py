@@ -15,7 +15,7 @@ from torch import nn
 from weights import randomized, relative_error
 
 from ncsn_core import checkpoints, pretrained
-from ncsn_core.convert import convert, from_authors, read_checkpoint, read_state
+from ncsn_core.convert import convert, from_authors, read_checkpoint
 from ncsn_core.errors import CorruptFileError, NCSNError
 
 # How `torch.save` wrote in 2019, and how it writes now.
@@ -26,6 +26,10 @@ def serialized(content, zipped=True):
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()
+
+
+def read_state(raw, name):
+    return read_checkpoint(raw, name).state
 
 
 def authors_file(path, reference, zipped=False):

@@ -27,9 +27,7 @@ from ncsn_core.devices import PRECISIONS, pick_device
 from ncsn_core.files import write_atomically
 
 TREE = Path(__file__).resolve().parents[1]
-STARTING = (
-    60.0  # seconds of a notebook that neither trains nor draws: imports, compiling, estimates
-)
+STARTING = 60.0  # seconds of a notebook for imports, compiling and its estimate
 FEWEST, MOST = 1_000, 10_000  # samples
 
 

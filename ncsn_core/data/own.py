@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,16 @@ class OwnImages:
         Held out are those with the smallest SHA-256 of their pixels, so that they are the same ones
         whatever the files are called and in whatever order they come.
         """
+        return self.images[~self._held_out], self.images[self._held_out]
+
+    @cached_property
+    def _held_out(self) -> Tensor:
+        """Mask of the images that are held out; several ask, and it takes a hash of every image."""
         digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in self.images]
         order = sorted(range(len(digests)), key=digests.__getitem__)
         out = torch.zeros(len(order), dtype=torch.bool)
         out[order[: max(1, len(order) // 10)]] = True
-        return self.images[~out], self.images[out]
+        return out
 
 
 def read_images(
@@ -97,18 +103,20 @@ def read_images(
     did: Counter[str] = Counter()
     name = str(Path(source)) if isinstance(source, (str, Path)) else "own"
     files = _files(source)
-    left_out: list[tuple[str, str]] = []
+    missing: list[str] = []  # files that are no images, for the notes
+    flat: list[str] = []  # why an array may hold more images than it seems
     if files is not None:
-        parts, left_out = _from_files(files, size, did)
+        parts, missing = _from_files(files, size, did)
     else:
         array = _load(Path(source)) if isinstance(source, (str, Path)) else as_tensor(source)
         parts = _from_arrays(array, size, did)
         if array.ndim == 2:
-            left_out = [("", f"shape {list(array.shape)} is one image: x.reshape(-1, 28, 28)")]
-    missing = [_listed(left_out)] if files is not None and left_out else [w for _, w in left_out]
+            flat = [f"shape {list(array.shape)} is one image: x.reshape(-1, 28, 28)"]
     if sum(map(len, parts)) < fewest:
         wanted = "two images" if fewest == 2 else f"{fewest} image{'s' * (fewest != 1)}"
-        raise NCSNError(". ".join([f"{name} holds fewer than {wanted} that can be read", *missing]))
+        raise NCSNError(
+            ". ".join([f"{name} holds fewer than {wanted} that can be read", *missing, *flat])
+        )
     _check_depth(name, parts, did)
     gray = all(map(is_gray, parts)) if channels is None else channels == 1
     images = _joined([_to_gray(p, did) if gray else p.expand(-1, 3, -1, -1) for p in parts])
@@ -164,8 +172,8 @@ def _files(source: object) -> dict[Path, Path] | None:
 
 def _from_files(
     files: dict[Path, Path], size: int | None, did: Counter[str]
-) -> tuple[list[Tensor], list[tuple[str, str]]]:
-    """Every image, [1, channel, height, width]; names of other files, with the reason."""
+) -> tuple[list[Tensor], list[str]]:
+    """Every image, [1, channel, height, width]; a line on the files left out, if there are any."""
     parts, left_out = [], []
     for name, path in files.items():
         try:
@@ -176,7 +184,7 @@ def _from_files(
             did.update(done)
         except _LeftOut as why:
             left_out.append((str(name), str(why)))
-    return parts, left_out
+    return parts, [_listed(left_out)] if left_out else []
 
 
 def _read(path: Path, did: Counter[str]) -> Tensor:

@@ -71,6 +71,11 @@ def level_statistics(
     return LevelStatistics(losses, norms)
 
 
+def _exact(features: Tensor) -> Tensor:
+    """Features in float64, on the CPU: Apple's GPUs have none."""
+    return features.cpu().double()
+
+
 def frechet_distance(
     features: Float[Tensor, "count features"], reference: Float[Tensor, "real features"]
 ) -> float:
@@ -85,7 +90,7 @@ def frechet_distance(
     fewest = min(len(features), len(reference))
     if fewest < 2:
         raise ValueError(f"a covariance needs at least two images; got {fewest}")
-    ours, theirs = features.cpu().double(), reference.cpu().double()
+    ours, theirs = _exact(features), _exact(reference)
     covariances = torch.cov(ours.T), torch.cov(theirs.T)
     root = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
     spread = covariances[0].trace() + covariances[1].trace() - 2 * root
@@ -135,7 +140,7 @@ def kernel_distance(
         )
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1; got {subsets}")
-    ours, theirs = features.cpu().double(), reference.cpu().double()
+    ours, theirs = _exact(features), _exact(reference)
     generator = torch.Generator().manual_seed(seed)
 
     def some(found: Tensor) -> Tensor:
@@ -196,8 +201,8 @@ def precision_recall(
             f"set; got {neighbors}"
         )
     found = prc_features_to_metric(
-        features.double().cpu(),
-        reference.double().cpu(),
+        _exact(features),
+        _exact(reference),
         prc_neighborhood=neighbors,
         prc_batch_size=10_000,
         save_cpu_ram=True,
