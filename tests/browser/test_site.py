@@ -87,6 +87,32 @@ def test_a_page_is_whole_and_everybody_can_read_it(visit, path):
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
 
 
+@pytest.mark.parametrize("chapter", ["04_denoising_score_matching", "08_low_density_regions"])
+def test_a_formula_in_a_box_hides_its_shadow_in_the_color_of_the_box(visit, chapter):
+    page = visit(color_scheme="dark").open(f"notebooks/{chapter}.html")
+    found = page.evaluate(
+        """() => {
+            const color = written => {
+                const probe = document.body.appendChild(document.createElement('i'));
+                probe.style.color = written;
+                const seen = getComputedStyle(probe).color;
+                probe.remove();
+                return seen;
+            };
+            const behind = element => {
+                const here = getComputedStyle(element).backgroundColor;
+                return here === 'rgba(0, 0, 0, 0)' ? behind(element.parentElement) : here;
+            };
+            const formulas = '.bd-content mjx-container[display="true"]';
+            return [...document.querySelectorAll(formulas)].map(m => [
+                color(getComputedStyle(m).getPropertyValue('--ground')), behind(m.parentElement),
+            ]);
+        }"""
+    )
+    assert len({behind for _, behind in found}) > 1  # on the page and in a box
+    assert [pair for pair in found if pair[0] != pair[1]] == []
+
+
 def complaints_of_axe(page):
     """What axe-core finds serious: names, order, roles, contrast, and contrast in the dark."""
     page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
